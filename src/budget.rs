@@ -1,0 +1,70 @@
+//! The cap of a pool in bytes, and who waits for some of them.
+//!
+//! It counts; it neither makes nor frees memory.
+
+use crate::gate::Gate;
+use crate::sync::Arc;
+use crate::sync::atomic::{AtomicU64, Ordering};
+
+/// What all segments of one pool may take together, and who waits for some of it.
+#[derive(Debug)]
+pub(crate) struct Budget {
+    max: u64,
+    /// Bytes of all segments that exist or are being made. Changed by read-modify-write only; never above `max`.
+    used: AtomicU64,
+    /// Segments dropped so far: tells publishers that there is something to retire.
+    retired: AtomicU64,
+    /// Waiters for a slot or for bytes: their conditions differ, so they are always all woken.
+    pub(crate) gate: Gate,
+}
+
+impl Budget {
+    pub(crate) fn new(max: u64) -> Self {
+        Self { max, used: AtomicU64::new(0), retired: AtomicU64::new(0), gate: Gate::new() }
+    }
+
+    pub(crate) fn used(&self) -> u64 {
+        self.used.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn retired(&self) -> u64 {
+        self.retired.load(Ordering::Relaxed)
+    }
+
+    /// Notes that a segment is gone.
+    pub(crate) fn count_retired(&self) {
+        self.retired.fetch_add(1, Ordering::Release);
+    }
+
+    /// Sets `len` bytes aside, or `None` where that would exceed the cap.
+    pub(crate) fn reserve(self: &Arc<Self>, len: u64) -> Option<Reservation> {
+        let fits = |used: u64| used.checked_add(len).filter(|sum| *sum <= self.max);
+        self.used.fetch_update(Ordering::AcqRel, Ordering::Relaxed, fits).ok()?;
+        Some(Reservation { budget: Arc::clone(self), len })
+    }
+}
+
+/// Bytes set aside; given back on drop, which lets waiters try again.
+#[derive(Debug)]
+pub(crate) struct Reservation {
+    budget: Arc<Budget>,
+    len: u64,
+}
+
+impl Reservation {
+    #[cfg(not(tokio_shm_loom))]
+    pub(crate) fn budget(&self) -> &Budget {
+        &self.budget
+    }
+
+    pub(crate) fn len(&self) -> u64 {
+        self.len
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        self.budget.used.fetch_sub(self.len, Ordering::AcqRel);
+        self.budget.gate.wake_all();
+    }
+}

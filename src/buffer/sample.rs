@@ -1,0 +1,149 @@
+//! [`ShmSample`]: a received message, read where the publisher wrote it.
+#![allow(unsafe_code)]
+
+use std::fmt;
+use std::ops::{Deref, Range};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use bytes::Bytes;
+
+use crate::link::LinkShared;
+use crate::sys::memory::Mapping;
+
+/// A publisher's segment as a subscriber sees it: read-only, and with it the link that its tickets go back on.
+#[derive(Debug)]
+pub(crate) struct RemoteSegment {
+    pub(crate) mapping: Mapping,
+    pub(crate) link: Arc<LinkShared>,
+}
+
+/// How many samples in this process share one ticket: 0 while the publisher has it.
+///
+/// The receiver sets it from 0 to 1, clones add one, drops take one away; whoever takes the last sets it to 0 and then
+/// releases the ticket.
+#[derive(Debug, Default)]
+pub(crate) struct Hold(AtomicU32);
+
+impl Hold {
+    /// Begins to hold a ticket that the publisher has issued; `false` if it is held already, which is a lie of his.
+    pub(crate) fn begin(&self) -> bool {
+        // Acquire: pairs with the end of the last hold, by way of the publisher, which re-issued the ticket.
+        if self.0.load(Ordering::Acquire) != 0 {
+            return false;
+        }
+        self.0.store(1, Ordering::Relaxed);
+        true
+    }
+
+    fn share(&self) {
+        // As for `Arc`: a clone is made from one that exists, nothing has to be ordered.
+        let before = self.0.fetch_add(1, Ordering::Relaxed);
+        assert!(before < u32::MAX / 2, "one sample cloned two thousand million times");
+    }
+
+    /// Gives up one share; `true` if it was the last.
+    pub(crate) fn end(&self) -> bool {
+        // SYNC POINT: last clone. With one share left it is ours, and nobody can clone what only we have.
+        if self.0.load(Ordering::Acquire) == 1 || self.0.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.0.store(0, Ordering::Release);
+            return true;
+        }
+        false
+    }
+}
+
+/// A received message: read-only bytes in the publisher's shared memory.
+///
+/// It stays unchanged and readable for as long as it or a clone is held, whatever happens to the publisher, and it
+/// counts against the subscriber's `depth` for that long. It may be dropped on any thread. (One trust remains: a
+/// publisher that breaks its own rules can change the bytes while they are read.)
+///
+/// # Examples
+///
+/// ```
+/// # fn look_at(sample: tokio_shm::ShmSample) {
+/// println!("message {}: {} bytes", sample.seq(), sample.len());
+/// let bytes: bytes::Bytes = sample.into(); // no copy
+/// # }
+/// ```
+#[must_use = "dropping a sample gives its memory back to the publisher"]
+pub struct ShmSample {
+    segment: Arc<RemoteSegment>,
+    offset: usize,
+    len: usize,
+    ticket: u32,
+    seq: u64,
+}
+
+impl ShmSample {
+    /// The bytes at `range` of `segment`, held by `ticket`, whose hold the caller has begun.
+    ///
+    /// `range` must lie inside the mapping: a wrong one is refused.
+    pub(crate) fn new(segment: Arc<RemoteSegment>, range: Range<usize>, ticket: u32, seq: u64) -> Option<Self> {
+        if range.start > range.end || range.end > segment.mapping.len() {
+            return None;
+        }
+        Some(Self { offset: range.start, len: range.end - range.start, segment, ticket, seq })
+    }
+
+    /// The message's number at its publisher: 0 for the first, one more for each that it accepted.
+    pub fn seq(&self) -> u64 {
+        self.seq
+    }
+
+    /// The publisher's id, random and new for each `bind`.
+    pub fn publisher(&self) -> u128 {
+        self.segment.link.publisher()
+    }
+}
+
+impl Deref for ShmSample {
+    type Target = [u8];
+
+    #[inline]
+    fn deref(&self) -> &[u8] {
+        // SAFETY: `new` checked that the range lies in the mapping.
+        let start = unsafe { self.segment.mapping.as_ptr().add(self.offset) };
+        // SAFETY: the range is mapped and initialised for as long as `segment` lives, which this sample keeps, and
+        // can neither shrink nor lose its pages: `map_read_only` checked the seals. Nobody changes the bytes while a
+        // ticket is out on them, by the publisher's word (documented trust; see DESIGN.md).
+        unsafe { std::slice::from_raw_parts(start.as_ptr(), self.len) }
+    }
+}
+
+impl AsRef<[u8]> for ShmSample {
+    fn as_ref(&self) -> &[u8] {
+        self
+    }
+}
+
+impl Clone for ShmSample {
+    fn clone(&self) -> Self {
+        self.segment.link.hold(self.ticket).share();
+        Self { segment: Arc::clone(&self.segment), ..*self }
+    }
+}
+
+impl Drop for ShmSample {
+    #[inline]
+    fn drop(&mut self) {
+        let link = &self.segment.link;
+        if link.hold(self.ticket).end() {
+            link.release(self.ticket);
+        }
+    }
+}
+
+impl fmt::Debug for ShmSample {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ShmSample").field("seq", &self.seq).field("len", &self.len).finish_non_exhaustive()
+    }
+}
+
+impl From<ShmSample> for Bytes {
+    /// Shares the memory; the sample is released when the last clone or slice of the `Bytes` is dropped.
+    fn from(sample: ShmSample) -> Self {
+        Bytes::from_owner(sample)
+    }
+}

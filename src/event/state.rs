@@ -1,0 +1,228 @@
+//! What both ends of an event share: one state word, and the two places where waiters sleep.
+//!
+//! # The state word
+//! The truth is in [`Shared::state`] alone; the condvar and the `Notify` only make somebody look at it again.
+//!
+//! | bits   | meaning         | set by                                  | cleared by              |
+//! | ------ | --------------- | --------------------------------------- | ----------------------- |
+//! | 0      | `SET`           | any notify                              | the one wait that takes it |
+//! | 1      | `NOTIFIERS_GONE`| the drop of the last notifier           | never                   |
+//! | 2      | `WAITERS_GONE`  | the drop of the last waiter             | never                   |
+//! | 3..32  | sleeping threads| each, `+1` before it sleeps             | the same one, on leaving |
+//! | 32..64 | waiting tasks   | each, `+1` before it waits              | the same one, on leaving |
+//!
+//! Every change is a read-modify-write. A plain store would overwrite what came between it and the load before it: a
+//! close was lost that way once, and its waiters hung.
+//!
+//! Everything being in one word, its modification order decides who looks after whom, and no fence is needed. A notify
+//! that comes after a waiter's `+1` sees it and wakes; one that comes before is seen by the waiter, which looks at the word
+//! again after its `+1`.
+//!
+//! # Why no wake-up is lost
+//! A notify that finds the word unset wakes one sleeper *of each kind* that is there; only one of them can clear `SET`. One
+//! kind would not do: a thread may be counted still after it has tried for the last time.
+//! One that finds it set leaves the waking to whoever set it. So it is enough that nobody who was woken goes away, or
+//! back to sleep, without having tried to clear `SET`:
+//! - A thread tries each time it holds the lock, and once more after a time-out.
+//! - A task tries after each `enable()`. If it is dropped between having been chosen and having tried, `Notify` chooses
+//!   the next task or stores a permit for the next `enable()`. The threads had one of their own woken meanwhile.
+//! - A permit left over from an earlier notify costs whoever enables next one more turn of the loop, and the permit
+//!   being lost with a dropped future costs nothing.
+
+use std::fmt;
+use std::pin::pin;
+use std::time::Instant;
+
+use super::{NotifyError, WaitError};
+use crate::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use crate::sync::{Condvar, Mutex, Notify};
+
+const SET: u64 = 1 << 0;
+const NOTIFIERS_GONE: u64 = 1 << 1;
+const WAITERS_GONE: u64 = 1 << 2;
+
+/// One sleeping thread. 29 bits of them: Linux stops at 22.
+const THREAD: u64 = 1 << 3;
+const THREADS: u64 = TASK - THREAD;
+
+/// One waiting task. 32 bits of them: each has a future of more than a hundred bytes somewhere.
+const TASK: u64 = 1 << 32;
+const TASKS: u64 = !(TASK - 1);
+
+pub(super) struct Shared {
+    state: AtomicU64,
+    /// Held by a thread from before its `+1` until it sleeps. So whoever saw the `+1` and then takes the lock knows that
+    /// the thread sleeps by now.
+    going_to_sleep: Mutex<()>,
+    threads: Condvar,
+    tasks: Notify,
+    /// Handles alive. Whoever takes one to zero closes its side; there is no way back up, for only a handle makes another.
+    /// They cannot overflow: the `Arc` that each handle holds would abort long before.
+    notifiers: AtomicUsize,
+    waiters: AtomicUsize,
+}
+
+impl Shared {
+    /// With one notifier and one waiter.
+    pub(super) fn new() -> Self {
+        Self {
+            state: AtomicU64::new(0),
+            going_to_sleep: Mutex::new(()),
+            threads: Condvar::new(),
+            tasks: Notify::new(),
+            notifiers: AtomicUsize::new(1),
+            waiters: AtomicUsize::new(1),
+        }
+    }
+
+    #[inline]
+    pub(super) fn set(&self) -> Result<(), NotifyError> {
+        // SYNC POINT: event set (Release, read by `try_take`). Acquire, so that whoever learns that the waiters are gone
+        // sees what they did.
+        let before = self.state.fetch_or(SET, Ordering::AcqRel);
+        // Set already or not, neither waiters nor a close: nothing more to do.
+        if before <= SET { Ok(()) } else { self.set_observed(before) }
+    }
+
+    #[inline(never)]
+    fn set_observed(&self, before: u64) -> Result<(), NotifyError> {
+        if before & WAITERS_GONE != 0 {
+            return Err(NotifyError);
+        }
+        // Whoever set it first does the waking. The wait that it leads to is this notify's, too.
+        if before & SET == 0 {
+            self.pass_through_lock(before);
+            if before & THREADS != 0 {
+                self.threads.notify_one();
+            }
+            if before & TASKS != 0 {
+                self.tasks.notify_one();
+            }
+        }
+        Ok(())
+    }
+
+    /// Clears the event: `true` if it was set, an error if it is not and never will be again.
+    #[inline]
+    pub(super) fn try_take(&self) -> Result<bool, WaitError> {
+        loop {
+            // SYNC POINT: event closed (Acquire, written by `remove_notifier`).
+            let state = self.state.load(Ordering::Acquire);
+            if state & SET == 0 {
+                // Closed and not set, seen in one look: with no notifier left it stays that way.
+                return if state & NOTIFIERS_GONE == 0 { Ok(false) } else { Err(WaitError) };
+            }
+            // SYNC POINT: event set (Acquire, written by `set`). Later notifies that collapsed into the first, and waiters'
+            // counts, continue its release sequence: they are read-modify-writes.
+            if self.state.fetch_and(!SET, Ordering::Acquire) & SET != 0 {
+                return Ok(true);
+            }
+        }
+    }
+
+    /// Blocks until the event could be cleared; `false` if `deadline` came first.
+    #[inline(never)]
+    pub(super) fn sleep(&self, deadline: Option<Instant>) -> Result<bool, WaitError> {
+        let mut lock = self.going_to_sleep.lock();
+        let _counted = self.count(THREAD);
+        let mut timed_out = false;
+        loop {
+            // Also after a time-out: a notify just before it found nobody in the condvar's queue any more.
+            if self.try_take()? {
+                return Ok(true);
+            }
+            if timed_out {
+                return Ok(false);
+            }
+            match deadline {
+                Some(deadline) => timed_out = self.threads.wait_until(&mut lock, deadline).timed_out(),
+                None => self.threads.wait(&mut lock),
+            }
+        }
+    }
+
+    pub(super) async fn wait_async(&self) -> Result<(), WaitError> {
+        let _counted = self.count(TASK);
+        loop {
+            let mut notified = pin!(self.tasks.notified());
+            // Before the look at the state, so that a notify in between finds this task in the queue. It is `true` for a
+            // permit, perhaps a stale one: then the `await` below comes back at once.
+            notified.as_mut().enable();
+            if self.try_take()? {
+                return Ok(());
+            }
+            notified.await;
+        }
+    }
+
+    pub(super) fn add_notifier(&self) {
+        self.notifiers.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn add_waiter(&self) {
+        self.waiters.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn remove_notifier(&self) {
+        // SYNC POINT: handle dropped (both ways). What the other handles did comes before the close, their notifies first
+        // of all.
+        if self.notifiers.fetch_sub(1, Ordering::AcqRel) != 1 {
+            return;
+        }
+        // SYNC POINT: event closed (Release, read by `try_take`).
+        let before = self.state.fetch_or(NOTIFIERS_GONE, Ordering::AcqRel);
+        self.pass_through_lock(before);
+        if before & THREADS != 0 {
+            self.threads.notify_all();
+        }
+        if before & TASKS != 0 {
+            self.tasks.notify_waiters();
+        }
+    }
+
+    pub(super) fn remove_waiter(&self) {
+        // SYNC POINT: handle dropped (both ways).
+        if self.waiters.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.state.fetch_or(WAITERS_GONE, Ordering::AcqRel);
+        }
+    }
+
+    /// Waits until every thread counted in `state` sleeps, so that the condvar reaches it.
+    fn pass_through_lock(&self, state: u64) {
+        if state & THREADS != 0 {
+            // Not held while waking: the woken thread would run into it.
+            drop(self.going_to_sleep.lock());
+        }
+    }
+
+    fn count(&self, unit: u64) -> Counted<'_> {
+        // Ordered by the word's own modification order, see above.
+        self.state.fetch_add(unit, Ordering::Relaxed);
+        Counted { shared: self, unit }
+    }
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = self.state.load(Ordering::Relaxed);
+        f.debug_struct("Event")
+            .field("set", &(state & SET != 0))
+            .field("notifiers_gone", &(state & NOTIFIERS_GONE != 0))
+            .field("waiters_gone", &(state & WAITERS_GONE != 0))
+            .field("sleeping_threads", &((state & THREADS) / THREAD))
+            .field("waiting_tasks", &((state & TASKS) / TASK))
+            .finish()
+    }
+}
+
+/// A waiter's mark in the state word, taken back when it leaves in whatever way.
+struct Counted<'a> {
+    shared: &'a Shared,
+    unit: u64,
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.shared.state.fetch_sub(self.unit, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,102 @@
+//! The idle slots of one size: a lock-free queue, and behind it a list for what does not fit.
+//!
+//! It knows nothing of memory or caps; what it holds is the caller's.
+
+use crate::sync::atomic::{AtomicUsize, Ordering};
+use crate::sync::{ArrayQueue, Mutex};
+
+/// Idle things of one kind; taking and putting is one queue operation while the queue suffices.
+#[derive(Debug)]
+pub(crate) struct Idle<T> {
+    queue: ArrayQueue<T>,
+    /// What was put while the queue was full. Its capacity suffices for all (`expect_at_most`): no allocation later.
+    overflow: Mutex<Vec<T>>,
+    /// The overflow's length, written under its lock: lets `take` pass by without the lock.
+    overflowed: AtomicUsize,
+}
+
+impl<T> Idle<T> {
+    pub(crate) fn new(capacity: usize) -> Self {
+        Self {
+            queue: ArrayQueue::new(capacity),
+            overflow: Mutex::new(Vec::new()),
+            overflowed: AtomicUsize::new(0),
+        }
+    }
+
+    /// Makes room for `count` things, so that `put` need not allocate.
+    pub(crate) fn expect_at_most(&self, count: usize) {
+        let mut overflow = self.overflow.lock();
+        let listed = overflow.len();
+        overflow.reserve(count.saturating_sub(listed));
+    }
+
+    #[inline]
+    pub(crate) fn take(&self) -> Option<T> {
+        match self.queue.pop() {
+            Some(thing) => Some(thing),
+            None => self.take_overflow(),
+        }
+    }
+
+    /// Puts one back, or hands it over if the queue is full. Ends the looked-for condition with a read-modify-write
+    /// on the queue, as `Gate::wake_all` wants it.
+    #[inline]
+    pub(crate) fn try_put(&self, thing: T) -> Result<(), T> {
+        self.queue.push(thing)
+    }
+
+    /// Puts one back.
+    #[inline]
+    pub(crate) fn put(&self, thing: T) {
+        if let Err(thing) = self.queue.push(thing) {
+            self.put_overflow(thing);
+        }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.queue.len() + self.overflowed.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn take_all(&self) -> Vec<T> {
+        let mut all = Vec::new();
+        // Bounded: others may go on putting meanwhile.
+        while all.len() < self.queue.capacity()
+            && let Some(thing) = self.queue.pop()
+        {
+            all.push(thing);
+        }
+        let mut overflow = self.overflow.lock();
+        self.overflowed.store(0, Ordering::Relaxed);
+        all.append(&mut overflow);
+        all
+    }
+
+    #[cold]
+    fn put_overflow(&self, thing: T) {
+        let mut overflow = self.overflow.lock();
+        overflow.push(thing);
+        // SYNC POINT: overflow length. A read-modify-write, because the waiters are looked at right after it.
+        self.overflowed.swap(overflow.len(), Ordering::Release);
+    }
+
+    /// Takes one from the overflow and moves others into the queue.
+    #[cold]
+    fn take_overflow(&self) -> Option<T> {
+        // SYNC POINT: overflow length. The list itself is read under the lock.
+        if self.overflowed.load(Ordering::Acquire) == 0 {
+            return None;
+        }
+        let mut overflow = self.overflow.lock();
+        let taken = overflow.pop();
+        for _ in 0..self.queue.capacity() / 2 {
+            let Some(thing) = overflow.pop() else { break };
+            if let Err(thing) = self.queue.push(thing) {
+                overflow.push(thing);
+                break;
+            }
+        }
+        self.overflowed.store(overflow.len(), Ordering::Relaxed);
+        taken
+    }
+}

@@ -1,0 +1,84 @@
+//! Async-first shared-memory publish/subscribe for tokio, on Linux.
+//!
+//! A program publishes to a topic; programs in other processes on the same host read each message where it was
+//! written. Everything can be awaited, every future can be dropped at any await, and any process can be killed at any
+//! instruction without harm to the others.
+//!
+//! ```no_run
+//! use futures::StreamExt as _;
+//! use tokio_shm::{ShmPublisher, ShmSubscriber};
+//!
+//! # async fn publisher(frame: &[u8]) -> Result<(), Box<dyn std::error::Error>> {
+//! let publisher = ShmPublisher::bind("camera/front")?;
+//! publisher.send(frame).await?; // copied once, into a pooled segment
+//! # Ok(())
+//! # }
+//! # async fn subscriber() -> Result<(), Box<dyn std::error::Error>> {
+//! // In another process:
+//! let mut camera = ShmSubscriber::connect("camera/front")?;
+//! while let Some(sample) = camera.next().await {
+//!     println!("{} bytes, read in place", sample?.len());
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! - [`ShmPublisher`]: `send`, `loan`, `flush`, [`Sink`](futures::Sink); `try_` and `blocking_` beside each.
+//! - [`ShmSubscriber`]: `recv`, [`Stream`](futures::Stream); `try_` and `blocking_` beside it.
+//! - [`ShmSegmentPool`]: the pool by itself.
+//! - [`event`]: a sticky event for tasks and threads.
+//!
+//! There are no optional features.
+#![deny(unsafe_code)]
+
+#[cfg(not(target_os = "linux"))]
+compile_error!("tokio-shm runs on Linux only: it is built on memfd seals, eventfd, epoll and inotify");
+
+mod budget;
+pub mod event;
+mod gate;
+mod idle;
+mod proto;
+mod sync;
+mod turnstile;
+
+#[cfg(not(tokio_shm_loom))]
+mod blocking;
+#[cfg(not(tokio_shm_loom))]
+mod buffer;
+#[cfg(not(tokio_shm_loom))]
+mod link;
+#[cfg(not(tokio_shm_loom))]
+mod on_full;
+#[cfg(not(tokio_shm_loom))]
+mod pool;
+#[cfg(not(tokio_shm_loom))]
+mod publisher;
+#[cfg(not(tokio_shm_loom))]
+mod reactor;
+#[cfg(not(tokio_shm_loom))]
+mod segment;
+#[cfg(not(tokio_shm_loom))]
+mod subscriber;
+#[cfg(not(tokio_shm_loom))]
+mod sys;
+#[cfg(not(tokio_shm_loom))]
+mod topic;
+
+#[cfg(not(tokio_shm_loom))]
+pub use self::{
+    buffer::{Payload, ShmLoan, ShmSample},
+    link::Fault,
+    on_full::OnFull,
+    pool::{PoolStats, PooledSegment, ShmPoolConfig, ShmSegmentPool, SizeStats, TakeError},
+    publisher::{
+        BindError, FlushError, LoanError, PublisherStats, SendError, SendErrorKind, ShmPublisher,
+        ShmPublisherBuilder, SinkError,
+    },
+    subscriber::{
+        BusyPoll, ConnectError, RecvError, ShmSubscriber, ShmSubscriberBuilder, SubscriberStats, TryRecvError,
+    },
+    sys::inotify::WatchError,
+    sys::memory::{Backing, MemoryError},
+    topic::{DiscoveryError, RuntimeDirError, TopicError},
+};

@@ -1,0 +1,51 @@
+//! One publisher–subscriber connection: the page both sides write, and each side's own half.
+//!
+//! The publisher's half is [`LinkTx`], the subscriber's [`LinkRx`]. Neither waits; what to wait for is the business
+//! of the handles above.
+
+mod page;
+mod rx;
+mod tx;
+
+pub(crate) use self::page::LinkPage;
+pub(crate) use self::rx::{Ended, LinkRx, LinkShared, Next};
+pub(crate) use self::tx::{LinkError, LinkSeed, LinkTx, Offer, release_slot};
+
+use crate::proto::Misbehaved;
+use crate::proto::layout::LayoutError;
+use crate::proto::wire::WireError;
+use crate::sys::memory::MemoryError;
+
+/// What a peer did against the protocol; its link was ended for it.
+///
+/// Its text says what; there is nothing to match on, because nothing else can be done about it.
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
+pub struct Fault(#[from] Kind);
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Kind {
+    #[error(transparent)]
+    Page(#[from] Misbehaved),
+    #[error(transparent)]
+    Layout(#[from] LayoutError),
+    #[error(transparent)]
+    Wire(#[from] WireError),
+    #[error("sent unusable shared memory")]
+    Memory(#[source] MemoryError),
+    #[error("sent a {0} frame out of turn")]
+    OutOfTurn(&'static str),
+    #[error("announced segment {0} twice")]
+    AnnouncedTwice(u64),
+    /// One more than the receiver has room for stands for any number.
+    #[error("sent {actual} file descriptors with a frame that takes {expected}")]
+    Descriptors { expected: usize, actual: usize },
+    #[error("sent a file descriptor of the wrong kind")]
+    WrongKind(#[source] std::io::Error),
+    #[error("named bytes {offset}..{offset}+{len} of segment {segment}, which are not there")]
+    OutOfBounds { segment: u64, offset: u64, len: u64 },
+    #[error("used ticket {0} again while its last message was still held")]
+    TicketReused(u32),
+    #[error("sent message {actual} where {expected} or a later one was due")]
+    Backwards { expected: u64, actual: u64 },
+}

@@ -1,0 +1,386 @@
+//! The subscriber's half of a link: checks everything that comes, and makes samples of it.
+
+use std::collections::HashMap;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+use super::{Fault, Kind, LinkPage};
+use crate::OnFull;
+use crate::buffer::{Hold, RemoteSegment, ShmSample};
+use crate::proto::bell::{self, Wake};
+use crate::proto::layout::Geometry;
+use crate::proto::release;
+use crate::proto::ring::{Consumer, Descriptor, Popped};
+use crate::proto::wire::{self, BackingWire, Frame, Hello, RefusedReason, Welcome};
+use crate::sys::bell::{Bell, Ringer};
+use crate::sys::clock::monotonic_ns;
+use crate::sys::memory::{self, Backing};
+use crate::sys::socket::{Connection, Received};
+
+/// What samples need of their link: it lives until the last of them is dropped, and with it the socket, so that the
+/// publisher does not take a dropped subscriber for one that holds nothing any more.
+#[derive(Debug)]
+pub(crate) struct LinkShared {
+    publisher: u128,
+    connection: Arc<Connection>,
+    page: LinkPage,
+    holds: Box<[Hold]>,
+    /// Rings for a publisher that is out of tickets or memory.
+    credit: Ringer,
+}
+
+impl LinkShared {
+    pub(crate) fn publisher(&self) -> u128 {
+        self.publisher
+    }
+
+    #[inline]
+    pub(crate) fn hold(&self, ticket: u32) -> &Hold {
+        &self.holds[ticket as usize]
+    }
+
+    /// Gives a ticket back to the publisher, from any thread.
+    #[inline]
+    pub(crate) fn release(&self, ticket: u32) {
+        if release::release(self.page.view(), ticket) == Wake::Ring {
+            self.credit.ring();
+        }
+    }
+}
+
+/// Why a link is over.
+#[derive(Debug)]
+pub(crate) enum Ended {
+    /// The publisher delivered everything and said so.
+    Closed,
+    /// The publisher is gone without a word: killed, most likely.
+    Lost,
+    /// It would not have us, or not any longer.
+    Refused(RefusedReason),
+    Fault(Fault),
+    Io(std::io::Error),
+}
+
+/// What a look at a link found.
+#[must_use]
+#[derive(Debug)]
+pub(crate) enum Next {
+    Sample(ShmSample),
+    /// So many messages were dropped before the next one.
+    Lagged(u64),
+    Empty,
+    /// There may be something, but the publisher is just taking it back: look again soon, and do not sleep on it.
+    Contended,
+    Ended(Ended),
+}
+
+/// The state after the publisher's welcome.
+#[derive(Debug)]
+struct Established {
+    shared: Arc<LinkShared>,
+    consumer: Consumer,
+    bell: Bell,
+    /// The message number due next.
+    expect: u64,
+    segments: HashMap<u64, Arc<RemoteSegment>>,
+    last: Option<(u64, Arc<RemoteSegment>)>,
+    /// A sample that was found behind a gap: the gap is told first.
+    behind_gap: Option<ShmSample>,
+    armed: bool,
+}
+
+#[derive(Debug)]
+pub(crate) struct LinkRx {
+    /// The publisher's id as its socket's name says it.
+    pub(crate) publisher: u128,
+    connection: Arc<Connection>,
+    established: Option<Box<Established>>,
+    /// Why nothing more will come; told once what has come is read.
+    ended: Option<Ended>,
+}
+
+impl LinkRx {
+    /// Introduces the subscriber on a fresh connection.
+    pub(crate) fn begin(
+        publisher: u128,
+        connection: Connection,
+        depth: u32,
+        on_full: Option<OnFull>,
+        subscriber: u128,
+    ) -> std::io::Result<Self> {
+        // Taken when the connection stands: from here on every message must arrive or be counted.
+        let on_full = on_full.map(Into::into);
+        let hello = Frame::Hello(Hello { depth, on_full, connected_at_ns: monotonic_ns(), subscriber });
+        connection.send(hello.encode(&mut [0; wire::FRAME_MAX]), &[])?;
+        Ok(Self {
+            publisher,
+            connection: Arc::new(connection),
+            established: None,
+            ended: None,
+        })
+    }
+
+    pub(crate) fn is_established(&self) -> bool {
+        self.established.is_some()
+    }
+
+    pub(crate) fn connection(&self) -> &Arc<Connection> {
+        &self.connection
+    }
+
+    /// The doorbell that the publisher rings, once it has sent it.
+    pub(crate) fn bell(&self) -> Option<&Bell> {
+        self.established.as_ref().map(|established| &established.bell)
+    }
+
+    /// Whether a look is worthwhile; cheap enough to be done in a loop.
+    #[inline]
+    pub(crate) fn has_something(&self) -> bool {
+        self.ended.is_some()
+            || self.established.as_ref().is_some_and(|link| {
+                link.behind_gap.is_some() || !link.consumer.is_empty(link.shared.page.view())
+            })
+    }
+
+    /// The next thing that this link has to tell.
+    #[inline]
+    pub(crate) fn next(&mut self) -> Next {
+        match self.try_next() {
+            Ok(Next::Empty) => match self.ended.take() {
+                Some(ended) => Next::Ended(ended),
+                None => Next::Empty,
+            },
+            Ok(next) => next,
+            Err(kind) => Next::Ended(kind.into()),
+        }
+    }
+
+    /// Asks the publisher to ring from now on. The caller must look once more afterwards.
+    pub(crate) fn arm(&mut self) {
+        if let Some(link) = &mut self.established {
+            bell::arm(&link.shared.page.view().control.data_armed);
+            link.armed = true;
+        }
+    }
+
+    pub(crate) fn disarm(&mut self) {
+        if let Some(link) = &mut self.established
+            && std::mem::take(&mut link.armed)
+        {
+            bell::disarm(&link.shared.page.view().control.data_armed);
+        }
+    }
+
+    /// Reads what the publisher has sent over the socket, until there is nothing more. What it amounts to is told by
+    /// the next look.
+    pub(crate) fn read_socket(&mut self) {
+        while self.ended.is_none() {
+            match self.read_frame() {
+                Ok(true) => {}
+                Ok(false) => return,
+                Err(ended) => self.ended = Some(ended),
+            }
+        }
+    }
+
+    /// Says good-bye: what was not received goes back, and once the last sample is dropped the socket closes.
+    pub(crate) fn leave(mut self) {
+        let Some(link) = self.established.as_deref_mut() else { return };
+        link.behind_gap = None;
+        let view = link.shared.page.view();
+        while let Ok(Popped::Message(Descriptor { ticket, .. })) = link.consumer.pop(view) {
+            if link.shared.hold(ticket).begin() && link.shared.hold(ticket).end() {
+                link.shared.release(ticket);
+            }
+        }
+        // If it cannot be sent the publisher is gone, or finds out when the socket closes.
+        let _ = self.connection.send(Frame::Leave.encode(&mut [0; wire::FRAME_MAX]), &[]);
+    }
+
+    fn try_next(&mut self) -> Result<Next, Kind> {
+        let Some(link) = self.established.as_deref_mut() else { return Ok(Next::Empty) };
+        if let Some(sample) = link.behind_gap.take() {
+            return Ok(Next::Sample(sample));
+        }
+        let descriptor = match link.consumer.pop(link.shared.page.view())? {
+            Popped::Message(descriptor) => descriptor,
+            Popped::Empty => return self.gap_at_the_end(),
+            // The publisher is dropping faster than we take: it is at it right now, and will ring or be seen again.
+            Popped::Contended => return Ok(Next::Contended),
+        };
+        if descriptor.seq < link.expect {
+            return Err(Kind::Backwards { expected: link.expect, actual: descriptor.seq });
+        }
+        let missed = descriptor.seq - link.expect;
+        link.expect = descriptor.seq.saturating_add(1);
+        let sample = self.sample(descriptor)?;
+        if missed == 0 {
+            return Ok(Next::Sample(sample));
+        }
+        if let Some(link) = self.established.as_deref_mut() {
+            link.behind_gap = Some(sample);
+        }
+        Ok(Next::Lagged(missed))
+    }
+
+    /// With the ring empty: messages that were dropped after the last one received.
+    fn gap_at_the_end(&mut self) -> Result<Next, Kind> {
+        let Some(link) = self.established.as_deref_mut() else { return Ok(Next::Empty) };
+        let view = link.shared.page.view();
+        // SYNC POINT: offered. Read before the ring is looked at again: every message below it that was not dropped
+        // is then visible in the ring.
+        let offered = link.consumer.offered(view)?;
+        if offered <= link.expect || !link.consumer.is_empty(view) {
+            return Ok(Next::Empty);
+        }
+        let missed = offered - link.expect;
+        link.expect = offered;
+        Ok(Next::Lagged(missed))
+    }
+
+    fn sample(&mut self, descriptor: Descriptor) -> Result<ShmSample, Kind> {
+        let Descriptor { seq, segment: id, offset, len, ticket } = descriptor;
+        let segment = self.segment(id)?;
+        let range = usize::try_from(offset)
+            .ok()
+            .zip(usize::try_from(len).ok())
+            .and_then(|(offset, len)| Some(offset..offset.checked_add(len)?));
+        let Some(range) = range.filter(|range| range.end <= segment.mapping.len()) else {
+            return Err(Kind::OutOfBounds { segment: id, offset, len });
+        };
+        if ticket as usize >= segment.link.holds.len() || !segment.link.hold(ticket).begin() {
+            return Err(Kind::TicketReused(ticket));
+        }
+        ShmSample::new(segment, range, ticket, seq).ok_or(Kind::OutOfBounds { segment: id, offset, len })
+    }
+
+    /// The mapping of segment `id`, which was announced before the message that names it.
+    fn segment(&mut self, id: u64) -> Result<Arc<RemoteSegment>, Kind> {
+        if let Some(link) = self.established.as_deref()
+            && let Some((last, segment)) = &link.last
+            && *last == id
+        {
+            return Ok(Arc::clone(segment));
+        }
+        if !self.knows_segment(id) {
+            self.read_socket();
+        }
+        let unknown = Kind::OutOfBounds { segment: id, offset: 0, len: 0 };
+        let link = self.established.as_deref_mut().ok_or(Kind::OutOfTurn("message"))?;
+        let Some(segment) = link.segments.get(&id) else {
+            return match self.ended.take() {
+                Some(Ended::Fault(Fault(kind))) => Err(kind),
+                _ => Err(unknown),
+            };
+        };
+        link.last = Some((id, Arc::clone(segment)));
+        Ok(Arc::clone(segment))
+    }
+
+    fn knows_segment(&self, id: u64) -> bool {
+        self.established.as_ref().is_some_and(|link| link.segments.contains_key(&id))
+    }
+
+    /// Reads one frame; `false` if there is none.
+    fn read_frame(&mut self) -> Result<bool, Ended> {
+        let mut bytes = [0; wire::FRAME_MAX + 1];
+        let (len, fds) = match self.connection.recv(&mut bytes) {
+            Ok(Received::WouldBlock) => return Ok(false),
+            Ok(Received::Eof) => return Err(Ended::Lost),
+            Ok(Received::Packet { len, fds, truncated: false }) => (len, fds),
+            Ok(Received::Packet { fds, .. }) => {
+                return Err(Kind::Descriptors { expected: 0, actual: fds.len() + 1 }.into());
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => return Err(Ended::Lost),
+            Err(error) => return Err(Ended::Io(error)),
+        };
+        let frame = Frame::decode(&bytes[..len])?;
+        if frame.fds() != fds.len() {
+            return Err(Kind::Descriptors { expected: frame.fds(), actual: fds.len() }.into());
+        }
+        let mut fds = fds.into_iter();
+        match (frame, self.established.as_deref_mut()) {
+            (Frame::Welcome(welcome), None) => {
+                let (Some(page), Some(bell), Some(credit)) = (fds.next(), fds.next(), fds.next()) else {
+                    return Err(Kind::Descriptors { expected: 3, actual: 0 }.into());
+                };
+                self.established = Some(self.establish(welcome, page, bell, credit)?);
+            }
+            (Frame::Segment(segment), Some(link)) => {
+                let Some(fd) = fds.next() else {
+                    return Err(Kind::Descriptors { expected: 1, actual: 0 }.into());
+                };
+                link.map_segment(segment, fd)?;
+            }
+            (Frame::Retire { id }, Some(link)) => {
+                link.segments.remove(&id);
+                link.last.take_if(|(last, _)| *last == id);
+            }
+            (Frame::Bye, Some(_)) => return Err(Ended::Closed),
+            (Frame::Refused(reason), _) => return Err(Ended::Refused(reason)),
+            (frame, _) => return Err(Kind::OutOfTurn(frame.name()).into()),
+        }
+        Ok(true)
+    }
+
+    fn establish(
+        &self,
+        welcome: Welcome,
+        page: OwnedFd,
+        bell: OwnedFd,
+        credit: OwnedFd,
+    ) -> Result<Box<Established>, Ended> {
+        let depth = welcome.depth;
+        let geometry = Geometry::new(depth).ok_or(Kind::OutOfTurn("Welcome"))?;
+        let page = LinkPage::open(page.as_fd(), geometry).map_err(Kind::Memory)?;
+        page.view().validate()?;
+        let bell = Bell::from_fd(bell).map_err(Kind::WrongKind)?;
+        let shared = LinkShared {
+            publisher: welcome.publisher,
+            connection: Arc::clone(&self.connection),
+            page,
+            holds: (0..depth).map(|_| Hold::default()).collect(),
+            credit: Ringer::from_fd(credit).map_err(Kind::WrongKind)?,
+        };
+        Ok(Box::new(Established {
+            shared: Arc::new(shared),
+            consumer: Consumer::new(),
+            bell,
+            expect: welcome.expect_seq,
+            segments: HashMap::new(),
+            last: None,
+            behind_gap: None,
+            armed: false,
+        }))
+    }
+}
+
+impl Established {
+    fn map_segment(&mut self, segment: wire::Segment, fd: OwnedFd) -> Result<(), Ended> {
+        let wire::Segment { id, len, backing } = segment;
+        let backing = match backing {
+            BackingWire::Memfd => Backing::Memfd,
+            BackingWire::Posix => Backing::PosixShm,
+        };
+        let len = usize::try_from(len).map_err(|_| Kind::OutOfBounds { segment: id, offset: 0, len })?;
+        let mapping = memory::map_read_only(fd.as_fd(), len, backing).map_err(Kind::Memory)?;
+        let segment = Arc::new(RemoteSegment { mapping, link: Arc::clone(&self.shared) });
+        if self.segments.insert(id, segment).is_some() {
+            return Err(Kind::AnnouncedTwice(id).into());
+        }
+        Ok(())
+    }
+}
+
+impl<K: Into<Kind>> From<K> for Ended {
+    fn from(kind: K) -> Self {
+        Self::Fault(Fault::from(kind.into()))
+    }
+}
+
+impl AsFd for LinkRx {
+    /// The socket.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.connection.as_fd()
+    }
+}

@@ -1,0 +1,390 @@
+//! The publisher's half of a link: tickets, announced segments, what to do when the subscriber is full.
+
+use std::collections::{HashMap, VecDeque};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+
+use super::{Kind, LinkPage};
+use crate::OnFull;
+use crate::pool::core::{PoolCore, Slot};
+use crate::proto::Misbehaved;
+use crate::proto::bell::{Wake, arm, must_ring_after_fence};
+use crate::proto::layout::Geometry;
+use crate::proto::release::Collector;
+use crate::proto::ring::{Descriptor, Producer};
+use crate::proto::ticket::Tickets;
+use crate::proto::wire::{self, BackingWire, Frame, RefusedReason, Welcome};
+use crate::publisher::Message;
+use crate::segment::Segment;
+use crate::sys::bell::{self, Bell, Ringer};
+use crate::sys::memory::{Backing, MemoryError};
+use crate::sys::socket::Connection;
+
+/// Why a link could not be set up or go on.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum LinkError {
+    #[error("it {0}")]
+    Fault(Kind),
+    #[error("cannot make the link's page: {0}")]
+    Page(MemoryError),
+    #[error("cannot talk to it: {0}")]
+    Io(std::io::Error),
+}
+
+impl From<std::io::Error> for LinkError {
+    fn from(error: std::io::Error) -> Self {
+        Self::Io(error)
+    }
+}
+
+impl<K: Into<Kind>> From<K> for LinkError {
+    fn from(kind: K) -> Self {
+        Self::Fault(kind.into())
+    }
+}
+
+/// What became of a message offered to a link.
+#[must_use]
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Offer {
+    /// It is on the link, or counted as dropped.
+    Done,
+    /// The subscriber has no room and wants the sender to wait.
+    Blocked,
+    /// The link is over: `LinkTx::fault` says why.
+    Broken,
+}
+
+/// A link that is ready to be welcomed into a publisher's deliveries.
+pub(crate) struct LinkSeed {
+    pub(crate) link: LinkTx,
+    /// When the subscriber connected, by its own word.
+    pub(crate) connected_at: u64,
+    page_fd: OwnedFd,
+    bell_fd: OwnedFd,
+    credit_fd: OwnedFd,
+}
+
+pub(crate) struct LinkTx {
+    pub(crate) id: u64,
+    connection: Arc<Connection>,
+    page: LinkPage,
+    depth: u32,
+    producer: Producer,
+    collector: Collector,
+    tickets: Tickets<Arc<Slot>>,
+    ringer: Ringer,
+    on_full: OnFull,
+    /// Segments that the subscriber was told of.
+    announced: HashMap<u64, Weak<Segment>>,
+    /// The one announced or used last: most messages need no look into the map.
+    last_segment: u64,
+    /// The lowest message number not yet offered.
+    next_seq: u64,
+    /// The subscriber takes nothing more, but may still hold some.
+    leaving: bool,
+    /// Since when it has been keeping senders waiting, in clock nanoseconds.
+    pub(crate) blocked_since: Option<u64>,
+    /// Messages that did not reach a subscriber, of all links of the publisher.
+    dropped: Arc<AtomicU64>,
+    /// Why the link has to end. Set once; whoever sees it removes the link.
+    pub(crate) fault: Option<LinkError>,
+}
+
+impl LinkTx {
+    /// Makes the page and the doorbells for a subscriber, and the one that it will ring.
+    pub(crate) fn prepare(
+        id: u64,
+        connection: Arc<Connection>,
+        geometry: Geometry,
+        on_full: OnFull,
+        connected_at: u64,
+        dropped: Arc<AtomicU64>,
+    ) -> Result<(LinkSeed, Bell), LinkError> {
+        let (page_fd, page) = LinkPage::create(geometry).map_err(LinkError::Page)?;
+        let (ringer, bell_fd) = bell::bell_pair()?;
+        let (credit, credit_fd) = bell::listening_pair()?;
+        let depth = geometry.depth();
+        let link = Self {
+            id,
+            connection,
+            page,
+            depth,
+            producer: Producer::new(),
+            collector: Collector::new(),
+            tickets: Tickets::new(depth),
+            ringer,
+            on_full,
+            announced: HashMap::new(),
+            last_segment: 0,
+            next_seq: 0,
+            leaving: false,
+            blocked_since: None,
+            dropped,
+            fault: None,
+        };
+        Ok((LinkSeed { link, connected_at, page_fd, bell_fd, credit_fd }, credit))
+    }
+
+    pub(crate) fn is_leaving(&self) -> bool {
+        self.leaving
+    }
+
+    /// Whether it has not been offered message `seq` yet.
+    pub(crate) fn is_behind(&self, seq: u64) -> bool {
+        self.next_seq <= seq
+    }
+
+    /// Offers one message; what the subscriber released is collected only when there is no ticket left.
+    #[inline]
+    pub(crate) fn offer(&mut self, message: &Message, pool: &PoolCore) -> Offer {
+        match self.try_offer(message, pool) {
+            Ok(offer) => offer,
+            Err(fault) => {
+                self.fault = Some(fault);
+                Offer::Broken
+            }
+        }
+    }
+
+    #[inline]
+    fn try_offer(&mut self, message: &Message, pool: &PoolCore) -> Result<Offer, LinkError> {
+        if message.seq < self.next_seq {
+            return Ok(Offer::Done);
+        }
+        if self.leaving {
+            self.next_seq = message.seq + 1;
+            return Ok(Offer::Done);
+        }
+        if self.tickets.free() == 0 && !self.make_room(pool)? {
+            return self.refuse(message);
+        }
+        let segment = message.slot.segment();
+        if segment.id() != self.last_segment && !self.announce(segment)? {
+            return self.refuse(message);
+        }
+        let position = self.producer.position();
+        let Ok(ticket) = self.tickets.issue(position, Arc::clone(&message.slot)) else {
+            return self.refuse(message);
+        };
+        let descriptor = Descriptor {
+            seq: message.seq,
+            segment: segment.id(),
+            offset: message.slot.offset() as u64,
+            len: message.len as u64,
+            ticket,
+        };
+        self.producer.push(self.page.view(), descriptor);
+        self.next_seq = message.seq + 1;
+        self.blocked_since = None;
+        Ok(Offer::Done)
+    }
+
+    /// Whether the subscriber has to be woken for what was pushed; the caller has made a full fence since.
+    #[inline]
+    pub(crate) fn ring_if_armed(&self) {
+        if must_ring_after_fence(&self.page.view().control.data_armed) == Wake::Ring {
+            self.ringer.ring();
+        }
+    }
+
+    /// Returns to the pool what the subscriber has released, and says how many messages that were.
+    pub(crate) fn reclaim(&mut self, pool: &PoolCore) -> u32 {
+        let before = self.tickets.outstanding();
+        let reclaimed = self.try_reclaim(pool);
+        self.note(reclaimed);
+        before - self.tickets.outstanding()
+    }
+
+    /// Takes back the oldest message that was not received yet, if the subscriber agreed to lose such.
+    pub(crate) fn take_back_oldest(&mut self, pool: &PoolCore) {
+        let taken = self.try_take_back(pool).map(drop);
+        self.note(taken);
+    }
+
+    /// The subscriber has dropped its handle: nothing more goes to it, what it holds stays its own until released.
+    pub(crate) fn leave(&mut self, pool: &PoolCore) {
+        self.leaving = true;
+        let left = loop {
+            match self.try_take_back(pool) {
+                Ok(true) => {}
+                Ok(false) => break self.try_reclaim(pool),
+                Err(fault) => break Err(fault),
+            }
+        };
+        self.note(left);
+    }
+
+    /// Tells the subscriber which of its segments are gone, as far as its socket takes it.
+    pub(crate) fn retire_segments(&mut self) {
+        let retired = self.try_retire();
+        self.note(retired);
+    }
+
+    fn note(&mut self, result: Result<(), LinkError>) {
+        if let Err(fault) = result {
+            self.fault.get_or_insert(fault);
+        }
+    }
+
+    fn try_reclaim(&mut self, pool: &PoolCore) -> Result<(), LinkError> {
+        if self.tickets.outstanding() == 0 {
+            return Ok(());
+        }
+        let Self { page, tickets, collector, .. } = self;
+        let give_back = |ticket| match tickets.reclaim(ticket) {
+            Some(slot) => {
+                release_slot(pool, slot);
+                Ok(())
+            }
+            None => Err(Misbehaved::TicketNotHeld { ticket }),
+        };
+        collector.collect(page.view(), usize::MAX, give_back)?;
+        Ok(())
+    }
+
+    /// Asks the subscriber to ring at its next release. The caller must reclaim once more afterwards.
+    pub(crate) fn arm_credit(&self) {
+        arm(&self.page.view().control.credit_armed);
+    }
+
+    fn try_take_back(&mut self, pool: &PoolCore) -> Result<bool, LinkError> {
+        if self.on_full != OnFull::DropOldest && !self.leaving {
+            return Ok(false);
+        }
+        let Some(position) = self.producer.take_back(self.page.view())? else {
+            return Ok(false);
+        };
+        let ticket = self.tickets.at_position(position).ok_or(Misbehaved::PositionReleased { position })?;
+        if let Some(slot) = self.tickets.reclaim(ticket) {
+            self.dropped.fetch_add(1, Ordering::Relaxed);
+            release_slot(pool, slot);
+        }
+        Ok(true)
+    }
+
+    fn try_retire(&mut self) -> Result<(), LinkError> {
+        let gone: Vec<u64> =
+            self.announced.iter().filter(|(_, segment)| segment.strong_count() == 0).map(|(id, _)| *id).collect();
+        for id in gone {
+            if !send(&self.connection, &Frame::Retire { id }, &[])? {
+                // It does not read; it will be told when the next segment goes.
+                return Ok(());
+            }
+            self.announced.remove(&id);
+            // The subscriber may be asleep, and holds the memory for as long as it is.
+            self.ringer.ring();
+        }
+        Ok(())
+    }
+
+    /// Ends the link after everything was delivered: the subscriber is told the final count.
+    pub(crate) fn bye(&mut self, next_seq: u64) {
+        self.producer.offer(self.page.view(), next_seq);
+        // Where its socket is full it takes the end for an abrupt one, which errs on the safe side.
+        let _ = send(&self.connection, &Frame::Bye, &[]);
+        self.ringer.ring();
+    }
+
+    /// Ends the link because the subscriber was stuck for too long.
+    pub(crate) fn evict(&mut self) {
+        let _ = send(&self.connection, &Frame::Refused(RefusedReason::Stuck), &[]);
+        self.ringer.ring();
+    }
+
+    /// Hands back every slot that the subscriber had; the link is over.
+    pub(crate) fn end(mut self, pool: &PoolCore) {
+        for slot in self.tickets.drain() {
+            release_slot(pool, slot);
+        }
+        self.connection.shutdown();
+    }
+
+    fn make_room(&mut self, pool: &PoolCore) -> Result<bool, LinkError> {
+        self.try_reclaim(pool)?;
+        Ok(self.tickets.free() > 0 || self.try_take_back(pool)?)
+    }
+
+    #[cold]
+    fn refuse(&mut self, message: &Message) -> Result<Offer, LinkError> {
+        if self.on_full == OnFull::Wait {
+            return Ok(Offer::Blocked);
+        }
+        self.dropped.fetch_add(1, Ordering::Relaxed);
+        self.next_seq = message.seq + 1;
+        self.producer.offer(self.page.view(), self.next_seq);
+        Ok(Offer::Done)
+    }
+
+    /// Sends a segment's descriptor before the first message that lies in it; `false` if the socket is full.
+    #[cold]
+    fn announce(&mut self, segment: &Arc<Segment>) -> Result<bool, LinkError> {
+        if !self.announced.contains_key(&segment.id()) {
+            self.try_retire()?;
+            let backing = match segment.backing() {
+                Backing::PosixShm => BackingWire::Posix,
+                Backing::Memfd => BackingWire::Memfd,
+            };
+            let frame = Frame::Segment(wire::Segment { id: segment.id(), len: segment.len(), backing });
+            if !send(&self.connection, &frame, &[segment.as_fd()])? {
+                return Ok(false);
+            }
+            self.announced.insert(segment.id(), Arc::downgrade(segment));
+        }
+        self.last_segment = segment.id();
+        Ok(true)
+    }
+}
+
+impl LinkSeed {
+    /// Welcomes the subscriber. From `expect` on it gets every message or is told how many it did not get; the ones in
+    /// `history`, all below `next_seq`, go to it first.
+    pub(crate) fn welcome(
+        self,
+        publisher: u128,
+        expect: u64,
+        next_seq: u64,
+        history: &VecDeque<Message>,
+        pool: &PoolCore,
+    ) -> Result<LinkTx, LinkError> {
+        let mut link = self.link;
+        let skip = history.len().saturating_sub(link.depth as usize);
+        let first = history.get(skip).map_or(next_seq, |message| message.seq);
+        let frame = Frame::Welcome(Welcome {
+            publisher,
+            depth: link.depth,
+            on_full: link.on_full.into(),
+            expect_seq: expect.min(first),
+            next_seq: first,
+        });
+        let fds = [self.page_fd.as_fd(), self.bell_fd.as_fd(), self.credit_fd.as_fd()];
+        if !send(&link.connection, &frame, &fds)? {
+            return Err(std::io::Error::from(std::io::ErrorKind::WouldBlock).into());
+        }
+        for message in history.iter().skip(skip) {
+            if link.try_offer(message, pool)? != Offer::Done {
+                break;
+            }
+        }
+        link.next_seq = next_seq;
+        link.producer.offer(link.page.view(), next_seq);
+        // The subscriber may already be asleep on its socket alone.
+        link.ringer.ring();
+        Ok(link)
+    }
+}
+
+/// Gives up one share of a slot; the last one returns it to the pool. All shares of a slot are made and given up by
+/// one publisher's delivery, so that being the only one cannot change under us.
+#[inline]
+pub(crate) fn release_slot(pool: &PoolCore, slot: Arc<Slot>) {
+    if Arc::strong_count(&slot) == 1 {
+        pool.give_back(slot);
+    }
+}
+
+fn send(connection: &Connection, frame: &Frame, fds: &[BorrowedFd<'_>]) -> std::io::Result<bool> {
+    let mut bytes = [0; wire::FRAME_MAX];
+    connection.send(frame.encode(&mut bytes), fds)
+}

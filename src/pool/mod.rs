@@ -1,0 +1,248 @@
+//! [`ShmSegmentPool`]: shared-memory segments that are used again instead of being made anew.
+//!
+//! Making a 1 MiB segment costs hundreds of microseconds of page faults; taking an idle one is one pop from a
+//! lock-free queue. It knows nothing of publishers or links.
+
+mod config;
+pub(crate) mod core;
+mod error;
+mod pooled;
+mod stats;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+pub use self::config::ShmPoolConfig;
+use self::core::{Found, PoolCore, Slot};
+pub use self::error::TakeError;
+pub use self::pooled::PooledSegment;
+pub use self::stats::{PoolStats, SizeStats};
+use crate::blocking::assert_may_block;
+use crate::budget::Reservation;
+use crate::proto::class::{self, ClassIndex};
+
+/// From here on a segment is made on a thread where blocking is allowed: its page faults take longer than going there.
+const MAKE_ELSEWHERE: u64 = 256 << 10;
+
+/// A lock-free pool of shared-memory segments, with a cap in bytes.
+///
+/// Cheap to clone; clones are the same pool. A [`PooledSegment`] gives itself back when it is dropped and stays valid
+/// when it outlives the pool.
+///
+/// # Examples
+///
+/// ```
+/// use tokio_shm::{ShmPoolConfig, ShmSegmentPool};
+///
+/// # fn main() -> Result<(), tokio_shm::TakeError> {
+/// let pool = ShmSegmentPool::new(ShmPoolConfig::new());
+/// let mut segment = pool.try_take(1 << 20)?; // made: page faults
+/// segment[..5].copy_from_slice(b"hello");
+/// drop(segment);
+/// let segment = pool.try_take(1 << 20)?; // from the pool: nanoseconds
+/// assert_eq!(pool.stats().hits, 1);
+/// # drop(segment);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug, Clone)]
+pub struct ShmSegmentPool {
+    core: Arc<PoolCore>,
+}
+
+impl ShmSegmentPool {
+    /// An empty pool; nothing is allocated before the first take.
+    pub fn new(config: ShmPoolConfig) -> Self {
+        Self { core: Arc::new(PoolCore::new(config)) }
+    }
+
+    /// Takes a segment of at least `len` bytes, or fails at once if the cap leaves no room for it.
+    ///
+    /// Its content is unspecified. The capacity is at most a quarter above `len`.
+    ///
+    /// # Errors
+    ///
+    /// [`TakeError::Full`] at the cap, [`TakeError::TooLarge`] if the cap could never allow it, and
+    /// [`TakeError::Memory`] if the system refuses the memory.
+    #[inline]
+    pub fn try_take(&self, len: usize) -> Result<PooledSegment, TakeError> {
+        let class = self.core.class_for(len)?;
+        let slot = match self.core.take_idle(class) {
+            Some(slot) => slot,
+            None => self.find_or_create(class, len)?,
+        };
+        Ok(PooledSegment::new(slot, len, Arc::clone(&self.core)))
+    }
+
+    /// Takes a segment of at least `len` bytes, waiting at the cap until one comes free.
+    ///
+    /// A large segment that has to be made is made on tokio's blocking threads where there is a runtime.
+    ///
+    /// # Errors
+    ///
+    /// As [`try_take`](Self::try_take), except that it never answers [`TakeError::Full`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: a segment that comes too late goes back to the pool, and the next waiter is woken.
+    pub async fn take(&self, len: usize) -> Result<PooledSegment, TakeError> {
+        self.take_until(len, || false).await.expect("only a stop ends the wait without a result")
+    }
+
+    /// As [`take`](Self::take), waiting on this thread.
+    ///
+    /// # Errors
+    ///
+    /// As [`take`](Self::take).
+    ///
+    /// # Panics
+    ///
+    /// On a thread that drives a tokio runtime's tasks.
+    pub fn blocking_take(&self, len: usize) -> Result<PooledSegment, TakeError> {
+        assert_may_block();
+        self.blocking_take_until(len, None, || false).expect("only a stop ends the wait without a result")
+    }
+
+    /// As [`blocking_take`](Self::blocking_take), for at most `timeout`.
+    ///
+    /// # Errors
+    ///
+    /// As [`take`](Self::take), and [`TakeError::TimedOut`].
+    ///
+    /// # Panics
+    ///
+    /// On a thread that drives a tokio runtime's tasks.
+    pub fn blocking_take_timeout(&self, len: usize, timeout: Duration) -> Result<PooledSegment, TakeError> {
+        assert_may_block();
+        // A time-out beyond what the clock can say is no time-out.
+        let deadline = Instant::now().checked_add(timeout);
+        self.blocking_take_until(len, deadline, || false).expect("only a stop ends the wait without a result")
+    }
+
+    /// Makes segments until `count` slots of `len` bytes are idle, and returns how many that left idle.
+    ///
+    /// Takes no more than the cap and, for large sizes, `max_idle_per_size` allow. It makes them on this thread: about
+    /// 300 µs for each MiB.
+    ///
+    /// # Errors
+    ///
+    /// [`TakeError::TooLarge`] and [`TakeError::Memory`]. Reaching the cap is none: the count tells.
+    pub fn prewarm(&self, len: usize, count: usize) -> Result<usize, TakeError> {
+        let mut taken = Vec::new();
+        while taken.len() < count {
+            match self.try_take(len) {
+                Ok(segment) => taken.push(segment),
+                Err(TakeError::Full { .. }) => break,
+                Err(error) => return Err(error),
+            }
+        }
+        drop(taken);
+        let size = self.core.class_for(len)?;
+        let size = class::size_of(size);
+        Ok(self.stats().sizes.iter().find(|stats| stats.size == size).map_or(0, |stats| stats.idle))
+    }
+
+    /// Frees every segment of which nothing is in use.
+    pub fn trim(&self) {
+        self.core.trim();
+    }
+
+    /// The pool's counters.
+    pub fn stats(&self) -> PoolStats {
+        self.core.stats()
+    }
+
+    /// An idle segment, if there is one right here.
+    #[inline]
+    pub(crate) fn take_idle(&self, len: usize) -> Result<Option<PooledSegment>, TakeError> {
+        let slot = self.core.take_idle(self.core.class_for(len)?);
+        Ok(slot.map(|slot| PooledSegment::new(slot, len, Arc::clone(&self.core))))
+    }
+
+    pub(crate) fn core(&self) -> &Arc<PoolCore> {
+        &self.core
+    }
+
+    /// As `take`, but gives up with `None` once `stop` says so; whoever makes it say so wakes the budget's gate.
+    pub(crate) async fn take_until(
+        &self,
+        len: usize,
+        stop: impl Fn() -> bool,
+    ) -> Option<Result<PooledSegment, TakeError>> {
+        let class = match self.core.class_for(len) {
+            Ok(class) => class,
+            Err(error) => return Some(Err(error)),
+        };
+        let found = self.core.budget.gate.wait_until(|| self.look(class, &stop)).await?;
+        let slot = match found {
+            Found::Room(room) => self.create_elsewhere(class, room).await,
+            Found::Slot(slot) => Ok(slot),
+            Found::Nothing => unreachable!("nothing is no reason to stop waiting"),
+        };
+        Some(slot.map(|slot| PooledSegment::new(slot, len, Arc::clone(&self.core))))
+    }
+
+    /// As `take_until`, on this thread and for no longer than `deadline`.
+    pub(crate) fn blocking_take_until(
+        &self,
+        len: usize,
+        deadline: Option<Instant>,
+        stop: impl Fn() -> bool,
+    ) -> Option<Result<PooledSegment, TakeError>> {
+        let class = match self.core.class_for(len) {
+            Ok(class) => class,
+            Err(error) => return Some(Err(error)),
+        };
+        let Some(found) = self.core.budget.gate.blocking_wait_until(deadline, || self.look(class, &stop)) else {
+            return Some(Err(TakeError::TimedOut { len }));
+        };
+        let slot = match found? {
+            Found::Room(room) => self.core.create(class, room),
+            Found::Slot(slot) => Ok(slot),
+            Found::Nothing => unreachable!("nothing is no reason to stop waiting"),
+        };
+        Some(slot.map(|slot| PooledSegment::new(slot, len, Arc::clone(&self.core))))
+    }
+
+    /// One attempt of a waiter: `Some(None)` when it is to stop.
+    fn look(&self, class: ClassIndex, stop: impl Fn() -> bool) -> Option<Option<Found>> {
+        if stop() {
+            return Some(None);
+        }
+        match self.core.find(class) {
+            Found::Nothing => None,
+            found => Some(Some(found)),
+        }
+    }
+
+    #[cold]
+    fn find_or_create(&self, class: ClassIndex, len: usize) -> Result<Arc<Slot>, TakeError> {
+        match self.core.find(class) {
+            Found::Slot(slot) => Ok(slot),
+            Found::Room(room) => self.core.create(class, room),
+            Found::Nothing => Err(TakeError::Full { len, max_bytes: self.core.config.max_bytes }),
+        }
+    }
+
+    /// Makes a segment off the runtime's threads if it is large and there is a runtime.
+    ///
+    /// If the caller is cancelled meanwhile, the finished segment is dropped as a `PooledSegment` and so goes idle.
+    async fn create_elsewhere(&self, class: ClassIndex, room: Reservation) -> Result<Arc<Slot>, TakeError> {
+            let core = Arc::clone(&self.core);
+            let runtime = match tokio::runtime::Handle::try_current() {
+                Ok(runtime) if room.len() >= MAKE_ELSEWHERE => runtime,
+                _ => return core.create(class, room),
+            };
+            let making = runtime.spawn_blocking(move || {
+                let slot = core.create(class, room)?;
+                let len = slot.capacity();
+                Ok(PooledSegment::new(slot, len, core))
+            });
+            match making.await {
+                Ok(made) => made.map(PooledSegment::into_slot),
+                Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+                // The runtime is shutting down: make it here.
+                Err(_) => self.find_or_create(class, class::size_of(class)),
+            }
+    }
+}

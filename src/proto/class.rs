@@ -1,0 +1,149 @@
+//! Slot sizes, by arithmetic.
+//!
+//! Sizes are multiples of 64 bytes: 64, 128, 192, 256, and from there on four steps to each power of two. So a slot is
+//! larger than its message by at most a quarter of the message, or 63 bytes if that is more.
+//!
+//! This file does not decide how much memory a pool has; it says how much a segment of a class takes.
+
+/// The smallest slot, and what every slot's size and offset is a multiple of: a cache line, and what a descriptor counts
+/// offsets in.
+pub(crate) const GRAIN: usize = 64;
+
+/// The largest slot, and so the largest message.
+pub(crate) const LARGEST: usize = 1 << if usize::BITS >= 64 { 40 } else { 30 };
+
+/// How many classes there are.
+pub(crate) const COUNT: usize = index_of(LARGEST) + 1;
+
+/// Slots up to this size share a segment; a larger one has a segment of its own.
+pub(crate) const SMALL_MAX: usize = 16 << 10;
+
+/// Bytes of a segment shared by small slots.
+pub(crate) const SHARED_SEGMENT: usize = 256 << 10;
+
+/// What a segment's length is a multiple of. Where the host's pages are larger, the memory object is rounded up by it.
+const PAGE: usize = 4096;
+
+const STEPS_LOG2: u32 = 2;
+const STEPS: usize = 1 << STEPS_LOG2;
+
+/// One of the slot sizes; in the order of size.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct ClassIndex(u8);
+
+impl ClassIndex {
+    /// All classes, smallest first.
+    pub(crate) fn all() -> impl ExactSizeIterator<Item = Self> + DoubleEndedIterator {
+        (0..COUNT as u8).map(Self)
+    }
+
+    /// 0 to [`COUNT`] − 1.
+    pub(crate) const fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+/// The class of the smallest slots that hold `len` bytes. `None` above [`LARGEST`].
+pub(crate) const fn class_of(len: usize) -> Option<ClassIndex> {
+    if len <= LARGEST { Some(ClassIndex(index_of(len) as u8)) } else { None }
+}
+
+/// Bytes of one slot.
+pub(crate) const fn size_of(class: ClassIndex) -> usize {
+    let index = class.index();
+    let grains = if index < STEPS { index + 1 } else { (STEPS + 1 + index % STEPS) << (index / STEPS - 1) };
+    grains * GRAIN
+}
+
+/// How many slots of `class` a segment has: one of a large class, else as many as fit into [`SHARED_SEGMENT`] or
+/// `max_segment_bytes`, whichever is less, but one at least.
+pub(crate) const fn slots_per_segment(class: ClassIndex, max_segment_bytes: usize) -> usize {
+    let size = size_of(class);
+    let room = if max_segment_bytes < SHARED_SEGMENT { max_segment_bytes } else { SHARED_SEGMENT };
+    if size > SMALL_MAX || room < size { 1 } else { room / size }
+}
+
+/// Bytes of a segment of `class`: its slots, rounded up to whole pages.
+pub(crate) const fn segment_len(class: ClassIndex, max_segment_bytes: usize) -> usize {
+    (slots_per_segment(class, max_segment_bytes) * size_of(class)).next_multiple_of(PAGE)
+}
+
+const fn index_of(len: usize) -> usize {
+    // The number, from 0, of the last grain that is used: a class ends where this number is about to grow past it.
+    let last = len.saturating_sub(1) / GRAIN;
+    if last < STEPS {
+        return last;
+    }
+    let octave = last.ilog2() - STEPS_LOG2;
+    // `last >> octave` is 4 to 7: the step within the octave, with the leading bit still on.
+    octave as usize * STEPS + (last >> octave)
+}
+
+// A large slot fills its pages: no rounding is lost.
+const _: () = assert!(SMALL_MAX / STEPS == PAGE);
+const _: () = assert!(COUNT <= u8::MAX as usize);
+
+#[cfg(all(test, not(tokio_shm_loom)))]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn first_classes_are_as_documented() {
+        let sizes: Vec<_> = ClassIndex::all().take(14).map(size_of).collect();
+        assert_eq!(sizes, [64, 128, 192, 256, 320, 384, 448, 512, 640, 768, 896, 1024, 1280, 1536]);
+    }
+
+    #[test]
+    fn every_class_is_the_class_of_its_own_size_and_the_next_one_is_larger() {
+        let mut previous = 0;
+        for (index, class) in ClassIndex::all().enumerate() {
+            let size = size_of(class);
+            assert_eq!(class.index(), index);
+            assert_eq!(class_of(size), Some(class));
+            assert_eq!(class_of(previous + 1), Some(class));
+            assert!(size > previous && size.is_multiple_of(GRAIN));
+            assert!(size <= SMALL_MAX || size.is_multiple_of(PAGE));
+            previous = size;
+        }
+        assert_eq!(previous, LARGEST);
+    }
+
+    #[test]
+    fn lengths_at_the_ends_have_the_classes_at_the_ends() {
+        assert_eq!(class_of(0).map(size_of), Some(GRAIN));
+        assert_eq!(class_of(LARGEST).map(ClassIndex::index), Some(COUNT - 1));
+        assert_eq!(class_of(LARGEST + 1), None);
+        assert_eq!(class_of(usize::MAX), None);
+    }
+
+    fn len() -> impl Strategy<Value = usize> {
+        // Evenly over the magnitudes, not over the numbers.
+        (0u32..=LARGEST.ilog2(), any::<usize>())
+            .prop_map(|(bits, noise)| ((1usize << bits) | (noise & ((1 << bits) - 1))).min(LARGEST))
+    }
+
+    proptest! {
+        #[test]
+        fn slot_holds_its_message_and_wastes_little(len in len()) {
+            let size = size_of(class_of(len).unwrap());
+            prop_assert!(size >= len);
+            prop_assert!(size - len <= (len / 4).max(GRAIN - 1), "{len} in {size}");
+        }
+
+        #[test]
+        fn class_never_falls_as_length_grows(a in len(), b in len()) {
+            prop_assert!(class_of(a.min(b)) <= class_of(a.max(b)));
+        }
+
+        #[test]
+        fn segment_has_room_for_its_slots(len in len(), most in 0usize..1 << 20) {
+            let class = class_of(len).unwrap();
+            let (slots, bytes) = (slots_per_segment(class, most), segment_len(class, most));
+            prop_assert!(slots >= 1 && slots * size_of(class) <= bytes);
+            prop_assert_eq!(bytes % PAGE, 0);
+            prop_assert!(slots == 1 || bytes <= most.min(SHARED_SEGMENT).next_multiple_of(PAGE));
+            prop_assert!(slots == 1 || size_of(class) <= SMALL_MAX);
+        }
+    }
+}

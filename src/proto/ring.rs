@@ -1,0 +1,287 @@
+//! The queue of a link: one producer, one consumer, and a producer that may take back what has not been read.
+//!
+//! Both cursors count ring positions and never wrap. The producer alone writes `tail`. `head` moves by one at a time, by
+//! compare-and-swap, because both sides may move it: the consumer to take the oldest entry, the producer to take it
+//! back. Whoever moves `head` off a position owns the message there; there is no third case.
+//!
+//! The consumer reads an entry *before* it claims it. The other order would be wrong: once claimed, a slow consumer's
+//! entry could be overwritten before it is read, because the producer can take back everything after it and come round
+//! to the same place. What the consumer reads and fails to claim may be torn, and is thrown away.
+//!
+//! The ring is never overfull, because each entry in it has a ticket and there are no more tickets than entries: see
+//! [`Tickets`](super::ticket::Tickets). It does not know what a descriptor's segment is, nor whether its bytes exist.
+//!
+//! # Orderings
+//! - *descriptor published*: the producer stores an entry, then `tail` (Release); the consumer loads `tail` (Acquire),
+//!   then the entry.
+//! - *entry claimed*: the consumer loads an entry, then moves `head` (Release). The producer acquires that before it
+//!   writes to the entry's place again: either by taking back a later entry (Acquire), or by collecting a ticket
+//!   released later, whose release bitmap has a sync point of its own.
+//! - *entry taken back*: the producer moves `head` (Release) after it stored the `tail` that allows it; a consumer that
+//!   finds `head` moved (Acquire) and then loads `tail` finds it no less than `head`, if the producer is honest.
+//! - *messages offered*: the producer queues, then stores `offered` (Release); a consumer that loads `offered` (Acquire)
+//!   and then finds the ring empty knows that what it misses below `offered` was dropped.
+
+use super::Misbehaved;
+use super::layout::{Entry, Page};
+use crate::sync::atomic::Ordering;
+
+#[cfg(all(test, tokio_shm_loom))]
+mod loom_tests;
+#[cfg(all(test, not(tokio_shm_loom)))]
+mod tests;
+
+/// How often [`Consumer::pop`] lets the producer take an entry from under its hands before it gives up for now.
+const LOST_RACES_MAX: u32 = 64;
+
+const TICKET_BITS: u32 = 16;
+
+/// What names a message on a link.
+///
+/// Four words: `seq`; `segment`; `offset / 64` above 16 bits of `ticket`; `len`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Descriptor {
+    /// The publisher's number of the message.
+    pub(crate) seq: u64,
+    /// Which segment the payload lies in.
+    pub(crate) segment: u64,
+    /// Where in the segment it starts: a multiple of 64, below 2^54.
+    pub(crate) offset: u64,
+    /// Bytes of payload.
+    pub(crate) len: u64,
+    /// With what the message is given back.
+    pub(crate) ticket: u32,
+}
+
+impl Descriptor {
+    fn store(self, entry: &Entry) {
+        debug_assert!(self.offset.is_multiple_of(64) && self.offset < 1 << 54);
+        debug_assert!(self.ticket < 1 << TICKET_BITS);
+        let words =
+            [self.seq, self.segment, ((self.offset / 64) << TICKET_BITS) | u64::from(self.ticket), self.len];
+        for (to, word) in entry.0.iter().zip(words) {
+            to.store(word, Ordering::Relaxed);
+        }
+    }
+
+    fn load(entry: &Entry) -> Self {
+        let [seq, segment, place, len] = entry.0.each_ref().map(|word| word.load(Ordering::Relaxed));
+        let ticket = (place & ((1 << TICKET_BITS) - 1)) as u32;
+        Self { seq, segment, offset: (place >> TICKET_BITS) * 64, len, ticket }
+    }
+}
+
+/// The publisher's end of one link's ring.
+#[derive(Debug)]
+pub(crate) struct Producer {
+    /// The position of the next entry; `tail` in the page is a copy.
+    tail: u64,
+    /// The furthest that `head` was ever seen.
+    head_seen: u64,
+}
+
+impl Producer {
+    /// For a page that was just prepared.
+    pub(crate) const fn new() -> Self {
+        Self { tail: 0, head_seen: 0 }
+    }
+
+    /// The position that the next [`push`](Self::push) uses.
+    pub(crate) fn position(&self) -> u64 {
+        self.tail
+    }
+
+    /// Queues a message whose ticket was free until now. The subscriber is then to be rung for.
+    pub(crate) fn push(&mut self, page: Page<'_>, descriptor: Descriptor) {
+        descriptor.store(entry_at(page, self.tail));
+        self.tail += 1;
+        // SYNC POINT: descriptor published
+        //
+        // Tried: with `Relaxed` here, loom has the consumer read the zeros, or the message, that was there before
+        // (`loom_message_…`).
+        page.control.sent.tail.store(self.tail, Ordering::Release);
+    }
+
+    /// Takes back the oldest message that the subscriber has not received, and returns its ring position.
+    ///
+    /// `None`: the subscriber has received everything.
+    pub(crate) fn take_back(&mut self, page: Page<'_>) -> Result<Option<u64>, Misbehaved> {
+        let mut head = page.control.head.load(Ordering::Relaxed);
+        // Each turn but the last finds `head` further on, and never past `tail`: no more turns than entries queued.
+        loop {
+            self.see_head(page, head)?;
+            if head == self.tail {
+                return Ok(None);
+            }
+            // SYNC POINT: entry claimed (Acquire), entry taken back (Release)
+            match page.control.head.compare_exchange(head, head + 1, Ordering::AcqRel, Ordering::Relaxed) {
+                Ok(_) => {
+                    self.head_seen = head + 1;
+                    return Ok(Some(head));
+                }
+                Err(now) => head = now,
+            }
+        }
+    }
+
+    /// How many messages are queued that the subscriber has not received.
+    pub(crate) fn queued(&mut self, page: Page<'_>) -> Result<u64, Misbehaved> {
+        self.see_head(page, page.control.head.load(Ordering::Relaxed))?;
+        Ok(self.tail - self.head_seen)
+    }
+
+    /// Tells the subscriber that all messages numbered below `seq` were queued on this link, or dropped.
+    pub(crate) fn offer(&self, page: Page<'_>, seq: u64) {
+        // SYNC POINT: messages offered
+        page.control.sent.offered.store(seq, Ordering::Release);
+    }
+
+    /// Checks a `head` that the subscriber may have made up.
+    ///
+    /// Relaxed loads suffice for the last check too: a message's ticket is collected, with Acquire, before it is used
+    /// for another one, and `head` had passed the message when the subscriber released it.
+    fn see_head(&mut self, page: Page<'_>, head: u64) -> Result<(), Misbehaved> {
+        if head < self.head_seen {
+            return Err(Misbehaved::HeadWentBack { seen: self.head_seen, now: head });
+        }
+        if head > self.tail {
+            return Err(Misbehaved::HeadPastTail { head, tail: self.tail });
+        }
+        let (queued, capacity) = (self.tail - head, page.entries.len() as u64);
+        if queued > capacity {
+            return Err(Misbehaved::ReleasedUnread { queued, capacity });
+        }
+        self.head_seen = head;
+        Ok(())
+    }
+}
+
+/// What [`Consumer::pop`] found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[must_use = "a popped message keeps its ticket until it is released"]
+pub(crate) enum Popped {
+    /// The oldest message; its ticket is in range and now held.
+    Message(Descriptor),
+    /// Nothing is queued.
+    Empty,
+    /// The publisher took back each message that was about to be popped, too often in a row: there may be more. Look
+    /// again, but let others run first, and do not sleep on it.
+    Contended,
+}
+
+/// The subscriber's end of one link's ring.
+#[derive(Debug)]
+pub(crate) struct Consumer {
+    /// The position to be popped next, unless the publisher has taken it back.
+    head: u64,
+    /// The furthest that `tail` was ever seen: reloaded only when everything below is used up. Below `head` for a
+    /// moment when the publisher has taken back messages that this side never saw.
+    tail_seen: u64,
+    /// The furthest that `offered` was ever seen.
+    offered_seen: u64,
+}
+
+impl Consumer {
+    /// For a page whose publisher just prepared it.
+    pub(crate) const fn new() -> Self {
+        Self { head: 0, tail_seen: 0, offered_seen: 0 }
+    }
+
+    /// Takes the oldest message from the ring.
+    pub(crate) fn pop(&mut self, page: Page<'_>) -> Result<Popped, Misbehaved> {
+        for _ in 0..LOST_RACES_MAX {
+            if self.head >= self.tail_seen {
+                self.see_tail(page)?;
+                if self.head == self.tail_seen {
+                    return Ok(Popped::Empty);
+                }
+                if self.head > self.tail_seen {
+                    continue;
+                }
+            }
+            let descriptor = Descriptor::load(entry_at(page, self.head));
+            // SYNC POINT: entry claimed (Release), entry taken back (Acquire)
+            match page.control.head.compare_exchange(
+                self.head,
+                self.head + 1,
+                Ordering::Release,
+                Ordering::Acquire,
+            ) {
+                Ok(_) => {
+                    self.head += 1;
+                    return self.check(page, descriptor).map(Popped::Message);
+                }
+                // If this is past the tail that was seen, the next turn compares it with a newer one.
+                Err(now) => self.see_head(now)?,
+            }
+        }
+        Ok(Popped::Contended)
+    }
+
+    /// A cheap look that takes nothing: whether [`pop`](Self::pop) would say [`Popped::Empty`].
+    ///
+    /// May say no when the publisher has just taken back everything, or misbehaves; `pop` then finds out. To be used
+    /// for the last look after arming the doorbell.
+    pub(crate) fn is_empty(&self, page: Page<'_>) -> bool {
+        self.head >= self.tail_seen && page.control.sent.tail.load(Ordering::Relaxed) == self.head
+    }
+
+    /// The number below which the publisher has queued or dropped all messages.
+    ///
+    /// Once a [`pop`](Self::pop) *after* this says [`Popped::Empty`], what was not received below it was dropped.
+    pub(crate) fn offered(&mut self, page: Page<'_>) -> Result<u64, Misbehaved> {
+        // SYNC POINT: messages offered
+        let now = page.control.sent.offered.load(Ordering::Acquire);
+        if now < self.offered_seen {
+            return Err(Misbehaved::OfferedWentBack { seen: self.offered_seen, now });
+        }
+        self.offered_seen = now;
+        Ok(now)
+    }
+
+    /// Loads `tail`, which the publisher may have made up, and checks it.
+    ///
+    /// `head` may be past the tail seen after this, if the publisher went on queueing and taking back meanwhile.
+    fn see_tail(&mut self, page: Page<'_>) -> Result<(), Misbehaved> {
+        // SYNC POINT: descriptor published
+        let tail = page.control.sent.tail.load(Ordering::Acquire);
+        if tail < self.tail_seen {
+            return Err(Misbehaved::TailWentBack { seen: self.tail_seen, now: tail });
+        }
+        if tail < self.head {
+            return Err(Misbehaved::HeadPastTail { head: self.head, tail });
+        }
+        self.tail_seen = tail;
+        let capacity = page.entries.len() as u64;
+        if tail - self.head > capacity {
+            // More than there is room for, counted from where this side stands: so the publisher must have taken some
+            // back before it stored that tail.
+            // SYNC POINT: entry taken back
+            self.see_head(page.control.head.load(Ordering::Acquire))?;
+            let queued = tail.saturating_sub(self.head);
+            if queued > capacity {
+                return Err(Misbehaved::RingOverfull { queued, capacity });
+            }
+        }
+        Ok(())
+    }
+
+    /// Follows a `head` that the publisher has moved, or made up.
+    fn see_head(&mut self, now: u64) -> Result<(), Misbehaved> {
+        if now < self.head {
+            return Err(Misbehaved::HeadWentBack { seen: self.head, now });
+        }
+        self.head = now;
+        Ok(())
+    }
+
+    fn check(&self, page: Page<'_>, descriptor: Descriptor) -> Result<Descriptor, Misbehaved> {
+        let (ticket, depth) = (descriptor.ticket, page.geometry().depth());
+        if ticket < depth { Ok(descriptor) } else { Err(Misbehaved::TicketOutOfRange { ticket, depth }) }
+    }
+}
+
+/// The ring's length is a power of two, and known to this process alone.
+fn entry_at<'a>(page: Page<'a>, position: u64) -> &'a Entry {
+    &page.entries[position as usize & (page.entries.len() - 1)]
+}

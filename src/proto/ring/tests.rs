@@ -1,0 +1,173 @@
+//! The ring against a plain queue. What only happens between threads is in `loom_tests` and in `proto::tests`.
+
+use super::*;
+use crate::proto::layout::HeapPage;
+use proptest::prelude::*;
+use std::collections::VecDeque;
+
+#[derive(Debug, Clone)]
+enum Op {
+    Push { segment: u64, offset: u64, len: u64, ticket: u32 },
+    Pop,
+    TakeBack,
+    Queued,
+    IsEmpty,
+    Offer(u64),
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    prop_oneof![
+        4 => (any::<u64>(), 0u64..1 << 48, any::<u64>(), any::<u32>()).prop_map(
+            |(segment, grains, len, ticket)| Op::Push { segment, offset: grains * 64, len, ticket }
+        ),
+        3 => Just(Op::Pop),
+        2 => Just(Op::TakeBack),
+        1 => Just(Op::Queued),
+        1 => Just(Op::IsEmpty),
+        1 => (0u64..3).prop_map(Op::Offer),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn ring_agrees_with_a_queue(depth in 1u32..=9, ops in prop::collection::vec(op(), 0..300)) {
+        let heap = HeapPage::new(depth);
+        let page = heap.page();
+        let (mut producer, mut consumer) = (Producer::new(), Consumer::new());
+        let mut oracle = VecDeque::new();
+        let (mut seq, mut position, mut offered) = (0, 0, 0);
+        for op in ops {
+            match op {
+                Op::Push { segment, offset, len, ticket } if oracle.len() < depth as usize => {
+                    let descriptor = Descriptor { seq, segment, offset, len, ticket: ticket % depth };
+                    prop_assert_eq!(producer.position(), position);
+                    producer.push(page, descriptor);
+                    oracle.push_back((position, descriptor));
+                    position += 1;
+                    seq += 1;
+                }
+                Op::Push { .. } => {}
+                Op::Pop => {
+                    let expected = oracle.pop_front().map_or(Popped::Empty, |(_, it)| Popped::Message(it));
+                    prop_assert_eq!(consumer.pop(page), Ok(expected));
+                }
+                Op::TakeBack => {
+                    let expected = oracle.pop_front().map(|(position, _)| position);
+                    prop_assert_eq!(producer.take_back(page), Ok(expected));
+                }
+                Op::Queued => prop_assert_eq!(producer.queued(page), Ok(oracle.len() as u64)),
+                Op::IsEmpty => {
+                    // After a pop that found nothing, the look is exact; else it may err to the side of looking again.
+                    if !oracle.is_empty() {
+                        prop_assert!(!consumer.is_empty(page));
+                    } else {
+                        prop_assert_eq!(consumer.pop(page), Ok(Popped::Empty));
+                        prop_assert!(consumer.is_empty(page));
+                    }
+                }
+                Op::Offer(more) => {
+                    offered += more;
+                    producer.offer(page, offered);
+                    prop_assert_eq!(consumer.offered(page), Ok(offered));
+                }
+            }
+        }
+    }
+}
+
+fn descriptor(seq: u64) -> Descriptor {
+    Descriptor { seq, segment: 0, offset: 0, len: 0, ticket: 0 }
+}
+
+#[test]
+fn deepest_link_has_a_ticket_for_every_bit_pattern() {
+    let heap = HeapPage::new(1 << 16);
+    let descriptor = Descriptor { seq: 1, segment: 2, offset: (1 << 54) - 64, len: 3, ticket: (1 << 16) - 1 };
+    Producer::new().push(heap.page(), descriptor);
+    assert_eq!(Consumer::new().pop(heap.page()), Ok(Popped::Message(descriptor)));
+}
+
+#[test]
+fn head_that_cannot_be_is_named_by_the_producer() {
+    let heap = HeapPage::new(2);
+    let page = heap.page();
+    let mut producer = Producer::new();
+    producer.push(page, descriptor(0));
+    page.control.head.store(2, Ordering::Relaxed);
+    assert_eq!(producer.take_back(page), Err(Misbehaved::HeadPastTail { head: 2, tail: 1 }));
+    page.control.head.store(1, Ordering::Relaxed);
+    assert_eq!(producer.take_back(page), Ok(None));
+    page.control.head.store(0, Ordering::Relaxed);
+    assert_eq!(producer.queued(page), Err(Misbehaved::HeadWentBack { seen: 1, now: 0 }));
+    let mut producer = Producer::new();
+    // Three tickets were given back for two: the tickets' table has let each one go once it was released.
+    for seq in 0..3 {
+        producer.push(page, descriptor(seq));
+    }
+    assert_eq!(producer.take_back(page), Err(Misbehaved::ReleasedUnread { queued: 3, capacity: 2 }));
+}
+
+#[test]
+fn tail_that_cannot_be_is_named_by_the_consumer() {
+    let heap = HeapPage::new(2);
+    let page = heap.page();
+    let mut consumer = Consumer::new();
+    page.control.sent.tail.store(3, Ordering::Relaxed);
+    assert_eq!(consumer.pop(page), Err(Misbehaved::RingOverfull { queued: 3, capacity: 2 }));
+    let mut consumer = Consumer::new();
+    page.control.sent.tail.store(1, Ordering::Relaxed);
+    assert!(matches!(consumer.pop(page), Ok(Popped::Message(_))));
+    page.control.sent.tail.store(0, Ordering::Relaxed);
+    assert_eq!(consumer.pop(page), Err(Misbehaved::TailWentBack { seen: 1, now: 0 }));
+}
+
+#[test]
+fn head_that_cannot_be_is_named_by_the_consumer() {
+    let heap = HeapPage::new(2);
+    let page = heap.page();
+    let mut consumer = Consumer::new();
+    page.control.sent.tail.store(1, Ordering::Relaxed);
+    page.control.head.store(2, Ordering::Relaxed);
+    assert_eq!(consumer.pop(page), Err(Misbehaved::HeadPastTail { head: 2, tail: 1 }));
+    let mut consumer = Consumer::new();
+    page.control.sent.tail.store(2, Ordering::Relaxed);
+    page.control.head.store(0, Ordering::Relaxed);
+    assert!(matches!(consumer.pop(page), Ok(Popped::Message(_))));
+    page.control.head.store(0, Ordering::Relaxed);
+    assert_eq!(consumer.pop(page), Err(Misbehaved::HeadWentBack { seen: 1, now: 0 }));
+}
+
+#[test]
+fn cursors_at_the_end_of_their_range_do_not_overflow() {
+    let heap = HeapPage::new(2);
+    let page = heap.page();
+    let mut consumer = Consumer::new();
+    page.control.sent.tail.store(u64::MAX, Ordering::Relaxed);
+    page.control.head.store(u64::MAX - 1, Ordering::Relaxed);
+    assert!(matches!(consumer.pop(page), Ok(Popped::Message(_))));
+    assert_eq!(consumer.pop(page), Ok(Popped::Empty));
+}
+
+#[test]
+fn ticket_beyond_the_depth_is_misbehaviour() {
+    let heap = HeapPage::new(3);
+    let page = heap.page();
+    Producer::new().push(page, Descriptor { ticket: 3, ..descriptor(0) });
+    assert_eq!(Consumer::new().pop(page), Err(Misbehaved::TicketOutOfRange { ticket: 3, depth: 3 }));
+}
+
+#[test]
+fn consumer_far_behind_follows_a_producer_that_took_back_more_than_the_ring_holds() {
+    let heap = HeapPage::new(2);
+    let page = heap.page();
+    let (mut producer, mut consumer) = (Producer::new(), Consumer::new());
+    for seq in 0..100 {
+        if seq >= 2 {
+            assert_eq!(producer.take_back(page), Ok(Some(seq - 2)));
+        }
+        producer.push(page, descriptor(seq));
+    }
+    assert_eq!(consumer.pop(page), Ok(Popped::Message(descriptor(98))));
+    assert_eq!(consumer.pop(page), Ok(Popped::Message(descriptor(99))));
+    assert_eq!(consumer.pop(page), Ok(Popped::Empty));
+}

@@ -1,0 +1,286 @@
+//! A whole link: ring, tickets, release bitmap and bells together.
+
+use super::Misbehaved;
+use super::bell::{Wake, arm, disarm, must_ring};
+use super::layout::HeapPage;
+use super::release::{Collector, release};
+use super::ring::{Consumer, Descriptor, Popped, Producer};
+use super::ticket::Tickets;
+use proptest::prelude::*;
+use std::collections::{BTreeSet, VecDeque};
+
+/// What a publisher keeps of a link, put together the way it is meant to be.
+struct Publisher {
+    producer: Producer,
+    tickets: Tickets<u64>,
+    collector: Collector,
+    next_seq: u64,
+}
+
+impl Publisher {
+    fn new(depth: u32) -> Self {
+        Self {
+            producer: Producer::new(),
+            tickets: Tickets::new(depth),
+            collector: Collector::new(),
+            next_seq: 0,
+        }
+    }
+
+    /// `Ok(false)`: no ticket left.
+    fn publish(&mut self, heap: &HeapPage) -> Result<bool, Misbehaved> {
+        let seq = self.next_seq;
+        let Ok(ticket) = self.tickets.issue(self.producer.position(), seq) else { return Ok(false) };
+        let descriptor = Descriptor { seq, segment: seq ^ 0xabcd, offset: seq * 64, len: !seq, ticket };
+        self.producer.push(heap.page(), descriptor);
+        self.next_seq += 1;
+        self.producer.offer(heap.page(), self.next_seq);
+        Ok(true)
+    }
+
+    fn collect(&mut self, heap: &HeapPage) -> Result<Vec<u64>, Misbehaved> {
+        let mut values = Vec::new();
+        self.collector.collect(heap.page(), usize::MAX, |ticket| {
+            values.push(self.tickets.reclaim(ticket).ok_or(Misbehaved::TicketNotHeld { ticket })?);
+            Ok(())
+        })?;
+        Ok(values)
+    }
+
+    fn take_back(&mut self, heap: &HeapPage) -> Result<Option<u64>, Misbehaved> {
+        let Some(position) = self.producer.take_back(heap.page())? else { return Ok(None) };
+        let ticket = self.tickets.at_position(position).ok_or(Misbehaved::PositionReleased { position })?;
+        Ok(self.tickets.reclaim(ticket))
+    }
+}
+
+fn assert_intact(message: Descriptor) {
+    let seq = message.seq;
+    assert_eq!((message.segment, message.offset, message.len), (seq ^ 0xabcd, seq * 64, !seq));
+}
+
+#[derive(Debug, Clone)]
+enum Op {
+    Publish,
+    TakeBack,
+    Collect,
+    Pop,
+    /// Drops the n-th held sample.
+    Drop(usize),
+    ArmData,
+    DisarmData,
+    ArmCredit,
+    Look,
+    /// Stores something somewhere.
+    Scribble(usize, u64),
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    prop_oneof![
+        6 => Just(Op::Publish),
+        3 => Just(Op::TakeBack),
+        3 => Just(Op::Collect),
+        6 => Just(Op::Pop),
+        5 => any::<usize>().prop_map(Op::Drop),
+        1 => Just(Op::ArmData),
+        1 => Just(Op::DisarmData),
+        1 => Just(Op::ArmCredit),
+        2 => Just(Op::Look),
+    ]
+}
+
+fn hostile_op() -> impl Strategy<Value = Op> {
+    let value =
+        prop_oneof![4 => 0u64..80, 1 => (0u64..80).prop_map(|back| u64::MAX - back), 1 => any::<u64>()];
+    // The cursors stand among the first nine words, and are the most worth lying about.
+    let at = prop_oneof![0usize..9, any::<usize>()];
+    prop_oneof![4 => op(), 1 => (at, value).prop_map(|(at, value)| Op::Scribble(at, value))]
+}
+
+proptest! {
+    #[test]
+    fn link_agrees_with_a_queue_and_a_set(depth in 1u32..=70, ops in prop::collection::vec(op(), 0..400)) {
+        let heap = HeapPage::new(depth);
+        heap.page().init(0);
+        prop_assert_eq!(heap.page().validate(), Ok(()));
+        let mut publisher = Publisher::new(depth);
+        let mut consumer = Consumer::new();
+        let mut held = Vec::new();
+        let (mut queued, mut released) = (VecDeque::new(), BTreeSet::new());
+        let (mut data_armed, mut credit_armed) = (false, false);
+        for op in ops {
+            match op {
+                Op::Publish => {
+                    let seq = publisher.next_seq;
+                    let room = queued.len() + held.len() + released.len() < depth as usize;
+                    prop_assert_eq!(publisher.publish(&heap), Ok(room));
+                    if room {
+                        queued.push_back(seq);
+                        let wake = must_ring(&heap.page().control.data_armed);
+                        prop_assert_eq!(wake == Wake::Ring, std::mem::take(&mut data_armed));
+                    }
+                }
+                Op::TakeBack => prop_assert_eq!(publisher.take_back(&heap), Ok(queued.pop_front())),
+                Op::Collect => {
+                    let got: BTreeSet<_> = publisher.collect(&heap).unwrap().into_iter().collect();
+                    prop_assert_eq!(got, std::mem::take(&mut released));
+                }
+                Op::Pop => match consumer.pop(heap.page()).unwrap() {
+                    Popped::Message(message) => {
+                        assert_intact(message);
+                        prop_assert_eq!(Some(message.seq), queued.pop_front());
+                        held.push(message);
+                    }
+                    Popped::Empty => prop_assert!(queued.is_empty()),
+                    Popped::Contended => prop_assert!(false, "nobody to lose a race against"),
+                },
+                Op::Drop(at) if !held.is_empty() => {
+                    let message = held.swap_remove(at % held.len());
+                    let wake = release(heap.page(), message.ticket);
+                    prop_assert_eq!(wake == Wake::Ring, std::mem::take(&mut credit_armed));
+                    released.insert(message.seq);
+                }
+                Op::Drop(_) | Op::Scribble(..) => {}
+                Op::ArmData => {
+                    arm(&heap.page().control.data_armed);
+                    data_armed = true;
+                }
+                Op::DisarmData => {
+                    disarm(&heap.page().control.data_armed);
+                    data_armed = false;
+                }
+                Op::ArmCredit => {
+                    arm(&heap.page().control.credit_armed);
+                    credit_armed = true;
+                }
+                Op::Look => {
+                    prop_assert_eq!(publisher.producer.queued(heap.page()), Ok(queued.len() as u64));
+                    prop_assert_eq!(consumer.offered(heap.page()), Ok(publisher.next_seq));
+                    prop_assert!(queued.is_empty() || !consumer.is_empty(heap.page()));
+                }
+            }
+            let outstanding = queued.len() + held.len() + released.len();
+            prop_assert_eq!(publisher.tickets.outstanding() as usize, outstanding);
+        }
+    }
+
+    /// Both sides at once work on a page that somebody scribbles on, and go on after an error too.
+    #[test]
+    fn hostile_page_makes_nobody_panic_loop_or_hand_out_what_it_does_not_have(
+        depth in 1u32..=70,
+        ops in prop::collection::vec(hostile_op(), 0..400),
+    ) {
+        let heap = HeapPage::new(depth);
+        heap.page().init(0);
+        let mut publisher = Publisher::new(depth);
+        let mut consumer = Consumer::new();
+        let mut held = Vec::new();
+        let mut owned = BTreeSet::new();
+        for op in ops {
+            match op {
+                Op::Publish => {
+                    let seq = publisher.next_seq;
+                    if publisher.publish(&heap) == Ok(true) {
+                        owned.insert(seq);
+                    }
+                    let _ = must_ring(&heap.page().control.data_armed);
+                }
+                Op::TakeBack => {
+                    if let Ok(Some(seq)) = publisher.take_back(&heap) {
+                        prop_assert!(owned.remove(&seq), "message {seq} came back twice");
+                    }
+                }
+                Op::Collect => match publisher.collect(&heap) {
+                    Ok(values) => {
+                        for seq in values {
+                            prop_assert!(owned.remove(&seq), "message {seq} came back twice");
+                        }
+                    }
+                    // What a publisher does with such a link.
+                    Err(_) => {
+                        let _ = publisher.tickets.drain().count();
+                        owned.clear();
+                    }
+                },
+                Op::Pop => {
+                    if let Ok(Popped::Message(message)) = consumer.pop(heap.page()) {
+                        prop_assert!(message.ticket < depth && message.offset % 64 == 0);
+                        held.push(message);
+                    }
+                }
+                Op::Drop(at) if !held.is_empty() => {
+                    let message = held.swap_remove(at % held.len());
+                    let _ = release(heap.page(), message.ticket);
+                }
+                Op::Drop(_) => {}
+                Op::ArmData => arm(&heap.page().control.data_armed),
+                Op::DisarmData => disarm(&heap.page().control.data_armed),
+                Op::ArmCredit => arm(&heap.page().control.credit_armed),
+                Op::Look => {
+                    if let Ok(queued) = publisher.producer.queued(heap.page()) {
+                        prop_assert!(queued <= u64::from(heap.page().geometry().capacity()));
+                    }
+                    let _ = consumer.offered(heap.page());
+                    let _ = consumer.is_empty(heap.page());
+                    let _ = heap.page().validate();
+                    let _ = heap.page().is_closed();
+                }
+                Op::Scribble(at, value) => heap.scribble(at % heap.words(), value),
+            }
+            prop_assert_eq!(publisher.tickets.outstanding() as usize, owned.len());
+        }
+    }
+}
+
+/// A publisher that overwrites at full speed against a subscriber that holds on to what it got for a while.
+#[test]
+fn messages_between_two_threads_are_each_received_or_taken_back() {
+    const MESSAGES: u64 = 200_000;
+    for depth in [2, 3, 8, 65] {
+        let heap = HeapPage::new(depth);
+        heap.page().init(0);
+        let (mut received, mut taken_back) = (Vec::new(), Vec::new());
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let mut publisher = Publisher::new(depth);
+                while publisher.next_seq < MESSAGES {
+                    let before = publisher.next_seq;
+                    if !publisher.publish(&heap).unwrap() && publisher.collect(&heap).unwrap().is_empty() {
+                        match publisher.take_back(&heap).unwrap() {
+                            Some(seq) => taken_back.push(seq),
+                            // All are held: the subscriber drops one when it runs.
+                            None => std::thread::yield_now(),
+                        }
+                    }
+                    // Now and then, let the other one catch up where there is one core only.
+                    if publisher.next_seq > before && before.is_multiple_of(64) {
+                        std::thread::yield_now();
+                    }
+                }
+                heap.page().close();
+            });
+            let mut consumer = Consumer::new();
+            let mut held = VecDeque::new();
+            loop {
+                let closed = heap.page().is_closed();
+                match consumer.pop(heap.page()).unwrap() {
+                    Popped::Message(message) => {
+                        assert_intact(message);
+                        received.push(message.seq);
+                        held.push_back(message.ticket);
+                        if held.len() >= depth.div_ceil(2) as usize {
+                            let _ = release(heap.page(), held.pop_front().unwrap());
+                        }
+                    }
+                    Popped::Empty if closed => break,
+                    Popped::Empty | Popped::Contended => std::thread::yield_now(),
+                }
+            }
+            assert_eq!(consumer.offered(heap.page()), Ok(MESSAGES));
+        });
+        assert!(received.is_sorted() && taken_back.is_sorted());
+        received.append(&mut taken_back);
+        received.sort_unstable();
+        assert!(received.into_iter().eq(0..MESSAGES), "each message has one owner");
+    }
+}

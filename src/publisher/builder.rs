@@ -1,0 +1,156 @@
+//! [`ShmPublisherBuilder`]: settings of a publisher, and binding it.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::runtime::Handle;
+
+use super::links::Acceptor;
+use super::shared::{Config, Shared};
+use super::task::TxTask;
+use super::{BindError, ShmPublisher};
+use crate::OnFull;
+use crate::event::event;
+use crate::pool::{ShmPoolConfig, ShmSegmentPool};
+use crate::topic::{DiscoveryError, RuntimeDir, TopicDir, TopicName};
+
+/// The longest tx queue, in messages.
+const MAX_QUEUE: u32 = 1 << 20;
+
+/// Settings of a [`ShmPublisher`]; made by [`ShmPublisher::builder`].
+#[derive(Debug, Clone)]
+#[must_use = "a builder does nothing until bind is called"]
+pub struct ShmPublisherBuilder {
+    topic: String,
+    pool: ShmPoolConfig,
+    shared_pool: Option<ShmSegmentPool>,
+    queue: u32,
+    on_full: OnFull,
+    history: usize,
+    evict_after: Option<Duration>,
+    runtime_dir: Option<PathBuf>,
+    runtime: Option<Handle>,
+}
+
+impl ShmPublisherBuilder {
+    pub(super) fn new(topic: &str) -> Self {
+        Self {
+            topic: topic.to_owned(),
+            pool: ShmPoolConfig::new(),
+            shared_pool: None,
+            queue: 64,
+            on_full: OnFull::Wait,
+            history: 0,
+            evict_after: None,
+            runtime_dir: None,
+            runtime: None,
+        }
+    }
+
+    /// The settings of the publisher's own pool.
+    pub fn pool(mut self, config: ShmPoolConfig) -> Self {
+        self.pool = config;
+        self.shared_pool = None;
+        self
+    }
+
+    /// A pool to share with other publishers; its cap is then theirs together.
+    ///
+    /// Subscribers map whole segments: those of one publisher can read what is left in a slot of another's messages.
+    pub fn shared_pool(mut self, pool: &ShmSegmentPool) -> Self {
+        self.shared_pool = Some(pool.clone());
+        self
+    }
+
+    /// How many accepted messages may wait for delivery. Default 64, at most 1,048,576.
+    pub fn queue(mut self, messages: u32) -> Self {
+        self.queue = messages;
+        self
+    }
+
+    /// What happens to a message for which a subscriber has no room. Default [`OnFull::Wait`].
+    ///
+    /// Where this is [`OnFull::Wait`], a subscriber may choose another for itself.
+    pub fn on_full(mut self, on_full: OnFull) -> Self {
+        self.on_full = on_full;
+        self
+    }
+
+    /// How many of the last messages a subscriber that joins late gets. Default 0, at most 65,536. They stay in the
+    /// pool for that long.
+    pub fn history(mut self, messages: usize) -> Self {
+        self.history = messages;
+        self
+    }
+
+    /// Disconnects a subscriber that has kept senders waiting for so long without taking a message. Default: never.
+    pub fn evict_after(mut self, time: Duration) -> Self {
+        self.evict_after = Some(time);
+        self
+    }
+
+    /// The runtime directory, in place of `$TOKIO_SHM_DIR`, `$XDG_RUNTIME_DIR/tokio-shm` or the one in the temporary
+    /// directory.
+    pub fn runtime_dir(mut self, path: impl Into<PathBuf>) -> Self {
+        self.runtime_dir = Some(path.into());
+        self
+    }
+
+    /// The tokio runtime of the tx task, in place of the current one. Its I/O must be enabled.
+    pub fn runtime(mut self, handle: Handle) -> Self {
+        self.runtime = Some(handle);
+        self
+    }
+
+    /// Opens the topic for subscribers and starts the tx task.
+    ///
+    /// Several publishers may share a topic, in one process or many. What killed ones left in the topic's directory is
+    /// removed.
+    ///
+    /// # Errors
+    ///
+    /// [`BindError`]: a bad name or setting, no runtime, a runtime directory that cannot be used.
+    ///
+    /// # Panics
+    ///
+    /// If the runtime's I/O is not enabled (`enable_io` or `enable_all`).
+    pub fn bind(self) -> Result<ShmPublisher, BindError> {
+        let topic = TopicName::new(&self.topic)?;
+        check("queue", u64::from(self.queue), 1, u64::from(MAX_QUEUE))?;
+        check("history", self.history as u64, 0, 65_536)?;
+        let handle = match self.runtime {
+            Some(handle) => handle,
+            None => Handle::try_current().map_err(|_| BindError::NoRuntime)?,
+        };
+        let failed = |source| BindError::Io { topic: self.topic.clone(), source };
+        let runtime_dir = RuntimeDir::resolve(self.runtime_dir.as_deref()).map_err(DiscoveryError::from)?;
+        let mut directory = TopicDir::open(&runtime_dir, &topic)?;
+        directory.remove_stale()?;
+        let id = crate::sys::random::random_id().map_err(failed)?;
+        let listener = Arc::new(directory.publish(id)?);
+        let config = Config {
+            topic,
+            id,
+            queue: self.queue,
+            on_full: self.on_full,
+            history: self.history,
+            evict_after: self.evict_after,
+        };
+        let pool = self.shared_pool.unwrap_or_else(|| ShmSegmentPool::new(self.pool));
+        let (notifier, waiter) = event();
+        let shared = Shared::new(config, pool, Acceptor::new(Arc::clone(&listener)), notifier);
+        let entered = handle.enter();
+        let task = TxTask::new(Arc::clone(&shared), waiter, listener, directory).map_err(failed)?;
+        drop(entered);
+        handle.spawn(task.run());
+        Ok(ShmPublisher::from_shared(shared))
+    }
+}
+
+fn check(what: &'static str, actual: u64, min: u64, max: u64) -> Result<(), BindError> {
+    if (min..=max).contains(&actual) {
+        return Ok(());
+    }
+    Err(BindError::OutOfBounds { what, min, max, actual })
+}

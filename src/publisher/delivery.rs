@@ -1,0 +1,272 @@
+//! What only one thread at a time touches: the links, the message numbers, the message that is stuck.
+//!
+//! [`Shared`](super::shared::Shared) decides who that is and feeds it; nothing here waits.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use super::Message;
+use crate::link::{LinkSeed, LinkTx, Offer};
+use crate::pool::core::{PoolCore, Slot};
+use crate::proto::joinlog::JoinLog;
+use crate::sync::atomic::{Ordering, fence};
+
+pub(crate) struct Delivery {
+    publisher: u128,
+    links: Vec<LinkTx>,
+    next_seq: u64,
+    /// Accepted, on some links already, and waiting for room on the others.
+    head: Option<Message>,
+    /// The last messages, for subscribers that join late; newest last.
+    history: VecDeque<Message>,
+    history_len: usize,
+    /// Which message numbers were given out when, for exact counts at a join.
+    log: JoinLog,
+    /// The lowest number not yet in the log.
+    logged: u64,
+    /// When the last run was, in clock nanoseconds.
+    pub(crate) last_run: u64,
+    /// How many dropped segments of the pool the links know of.
+    retired: u64,
+    /// A message from the heap that waits for a slot; it comes before the queue.
+    pub(crate) waiting: Option<Box<[u8]>>,
+    /// Links have come or gone since this was last cleared.
+    pub(crate) links_changed: bool,
+    /// No message is taken any more.
+    pub(crate) finished: bool,
+}
+
+impl Delivery {
+    pub(crate) fn new(publisher: u128, history_len: usize) -> Self {
+        Self {
+            publisher,
+            links: Vec::new(),
+            next_seq: 0,
+            head: None,
+            history: VecDeque::with_capacity(history_len.min(1_024)),
+            history_len,
+            log: JoinLog::new(0),
+            logged: 0,
+            last_run: 0,
+            retired: 0,
+            waiting: None,
+            links_changed: false,
+            finished: false,
+        }
+    }
+
+    pub(crate) fn next_seq(&self) -> u64 {
+        self.next_seq
+    }
+
+    /// Whether a message waits that comes before the queue.
+    pub(crate) fn is_behind(&self) -> bool {
+        self.head.is_some() || self.waiting.is_some()
+    }
+
+    pub(crate) fn is_stuck(&self) -> bool {
+        self.head.is_some()
+    }
+
+    pub(crate) fn subscribers(&self) -> usize {
+        self.links.iter().filter(|link| !link.is_leaving()).count()
+    }
+
+    /// Numbers the message and puts it on every link with room. Where one keeps it waiting it becomes the head:
+    /// `false`.
+    #[inline]
+    pub(crate) fn deliver(&mut self, slot: Arc<Slot>, len: usize, pool: &PoolCore) -> bool {
+        debug_assert!(self.head.is_none());
+        let message = Message { slot, len, seq: self.next_seq };
+        self.next_seq += 1;
+        self.offer(message, pool)
+    }
+
+    /// Tries the links again that kept the head waiting; `false` if one still does.
+    pub(crate) fn retry_head(&mut self, pool: &PoolCore) -> bool {
+        match self.head.take() {
+            Some(message) => self.offer(message, pool),
+            None => true,
+        }
+    }
+
+    #[inline]
+    fn offer(&mut self, message: Message, pool: &PoolCore) -> bool {
+        let mut stuck = false;
+        let mut broken = false;
+        for link in &mut self.links {
+            match link.offer(&message, pool) {
+                Offer::Done => {}
+                Offer::Blocked => stuck = true,
+                Offer::Broken => broken = true,
+            }
+        }
+        if broken {
+            self.remove_broken(pool);
+        }
+        if stuck {
+            self.head = Some(message);
+            return false;
+        }
+        if self.history_len == 0 {
+            crate::link::release_slot(pool, message.slot);
+        } else {
+            self.remember(message, pool);
+        }
+        true
+    }
+
+    /// Notes the time of what was delivered since the last note: it must have been taken afterwards.
+    #[inline]
+    pub(crate) fn log(&mut self, now: u64) {
+        if self.logged < self.next_seq {
+            self.log.record(now, self.next_seq);
+            self.logged = self.next_seq;
+        }
+    }
+
+    /// Wakes the subscribers that sleep, after a full fence. Told by every run, whatever it delivered.
+    #[inline]
+    pub(crate) fn ring(&self) {
+        fence(Ordering::SeqCst);
+        for link in &self.links {
+            link.ring_if_armed();
+        }
+    }
+
+    /// Asks the subscribers that keep the head waiting to ring when they release something. The caller must try once
+    /// more afterwards. `true` if one of them has only just begun to.
+    pub(crate) fn arm_stuck(&mut self, now: u64) -> bool {
+        let Some(head) = &self.head else { return false };
+        let mut begun = false;
+        for link in self.links.iter_mut().filter(|link| link.is_behind(head.seq)) {
+            begun |= link.blocked_since.is_none();
+            link.blocked_since.get_or_insert(now);
+            link.arm_credit();
+        }
+        begun
+    }
+
+    /// Returns to the pool whatever subscribers have released. For a pool that has waiters, subscribers are asked to
+    /// ring at the next release as well, and if nothing came back, one that agreed to lose messages loses its oldest.
+    pub(crate) fn reclaim(&mut self, pool: &PoolCore) {
+        let waited_for = pool.budget.gate.has_waiters();
+        let mut reclaimed = 0;
+        for link in &mut self.links {
+            if waited_for {
+                link.arm_credit();
+            }
+            reclaimed += link.reclaim(pool);
+        }
+        if waited_for && reclaimed == 0 {
+            for link in &mut self.links {
+                link.take_back_oldest(pool);
+            }
+        }
+        self.remove_broken(pool);
+    }
+
+    /// Tells subscribers of segments that the pool has dropped.
+    pub(crate) fn retire(&mut self, pool: &PoolCore) {
+        let retired = pool.budget.retired();
+        if retired != self.retired {
+            self.retired = retired;
+            for link in &mut self.links {
+                link.retire_segments();
+            }
+            self.remove_broken(pool);
+        }
+    }
+
+    /// Welcomes a subscriber.
+    pub(crate) fn add(&mut self, seed: LinkSeed, pool: &PoolCore) {
+        let mut expect = self.log.seq_at(seed.connected_at).min(self.next_seq);
+        let mut next_seq = self.next_seq;
+        if let Some(head) = &self.head {
+            // It was accepted and is still on its way: this subscriber gets it too.
+            next_seq = head.seq;
+            expect = expect.min(next_seq);
+        }
+        match seed.welcome(self.publisher, expect, next_seq, &self.history, pool) {
+            Ok(link) => {
+                self.links.push(link);
+                self.links_changed = true;
+            }
+            Err(error) => tracing::debug!(%error, "a subscriber left while it was being welcomed"),
+        }
+    }
+
+    /// A subscriber has dropped its handle but may still hold samples.
+    pub(crate) fn leave(&mut self, id: u64, pool: &PoolCore) {
+        if let Some(link) = self.links.iter_mut().find(|link| link.id == id) {
+            link.leave(pool);
+            self.links_changed = true;
+            self.remove_broken(pool);
+        }
+    }
+
+    /// A subscriber is gone: everything it held comes back.
+    pub(crate) fn remove(&mut self, id: u64, pool: &PoolCore) {
+        if let Some(index) = self.links.iter().position(|link| link.id == id) {
+            let link = self.links.swap_remove(index);
+            self.links_changed = true;
+            link.end(pool);
+        }
+    }
+
+    /// Ends the links that have kept senders waiting since before `limit`, and says when the next one is due.
+    pub(crate) fn evict(&mut self, limit: u64, pool: &PoolCore) {
+        let stuck = self.links.iter_mut().filter(|link| link.blocked_since.is_some_and(|since| since <= limit));
+        let ids: Vec<u64> = stuck
+            .map(|link| {
+                link.evict();
+                link.id
+            })
+            .collect();
+        for id in ids {
+            tracing::warn!(link = id, "a subscriber was stuck for too long and has been disconnected");
+            self.remove(id, pool);
+        }
+    }
+
+    /// The earliest time at which some link began to keep senders waiting.
+    pub(crate) fn stuck_since(&self) -> Option<u64> {
+        self.links.iter().filter_map(|link| link.blocked_since).min()
+    }
+
+    /// Ends everything. After a `clean` end subscribers know that nothing is missing.
+    pub(crate) fn finish(&mut self, clean: bool, pool: &PoolCore) {
+        self.finished = true;
+        self.links_changed = true;
+        self.waiting = None;
+        for mut link in std::mem::take(&mut self.links) {
+            if clean {
+                link.bye(self.next_seq);
+            }
+            link.end(pool);
+        }
+        for message in self.head.take().into_iter().chain(self.history.drain(..)) {
+            crate::link::release_slot(pool, message.slot);
+        }
+    }
+
+    fn remember(&mut self, message: Message, pool: &PoolCore) {
+        if self.history.len() == self.history_len
+            && let Some(oldest) = self.history.pop_front()
+        {
+            crate::link::release_slot(pool, oldest.slot);
+        }
+        self.history.push_back(message);
+    }
+
+    /// Ends the links that broke the protocol or can no longer be talked to.
+    fn remove_broken(&mut self, pool: &PoolCore) {
+        while let Some(link) = self.links.iter_mut().find(|link| link.fault.is_some()) {
+            let id = link.id;
+            if let Some(fault) = link.fault.take() {
+                tracing::warn!(%fault, link = id, "disconnecting a subscriber");
+            }
+            self.remove(id, pool);
+        }
+    }
+}

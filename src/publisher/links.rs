@@ -1,0 +1,188 @@
+//! Subscribers coming and going: accepting, the handshake, and a task a link that watches its socket and doorbell.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::shared::{Control, Shared};
+use crate::OnFull;
+use crate::link::{Kind, LinkError, LinkTx};
+use crate::proto::layout::Geometry;
+use crate::proto::wire::{self, Frame, Hello, RefusedReason};
+use crate::reactor::Watched;
+use crate::sys::bell::Bell;
+use crate::sys::socket::{Connection, Listener, Received};
+
+/// Takes connections from the listening socket.
+pub(crate) struct Acceptor {
+    listener: Arc<Listener>,
+    next_id: AtomicU64,
+}
+
+/// A connection whose task has yet to be started.
+pub(crate) struct NewLink {
+    connection: Arc<Connection>,
+    /// The link's id and doorbell, if the subscriber has introduced itself already.
+    greeted: Option<(u64, Bell)>,
+}
+
+impl Acceptor {
+    pub(crate) fn new(listener: Arc<Listener>) -> Self {
+        Self { listener, next_id: AtomicU64::new(0) }
+    }
+
+    /// Accepts whoever has connected, and welcomes those whose greeting is there already with the next run of
+    /// delivery. Their tasks are left to the tx task, which is signalled.
+    pub(crate) fn accept_pending(&self, shared: &Shared) {
+        loop {
+            let connection = match self.listener.accept() {
+                Ok(Some(connection)) => Arc::new(connection),
+                Ok(None) => return,
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept a subscriber; raise RLIMIT_NOFILE if it is too low");
+                    return;
+                }
+            };
+            match greet(shared, &connection) {
+                Ok(greeted) => {
+                    shared.new_links.lock().push(NewLink { connection, greeted });
+                    shared.notify();
+                }
+                Err(error) => tracing::debug!(%error, "refused a connection"),
+            }
+        }
+    }
+}
+
+/// Runs a link until its subscriber is gone. Dropping it (with the tx task) leaves the link to the end of all.
+pub(crate) async fn serve(shared: Arc<Shared>, new: NewLink) {
+    let mut id = new.greeted.as_ref().map(|(id, _)| *id);
+    if let Err(error) = watch(&shared, new, &mut id).await {
+        tracing::debug!(%error, "a subscriber's link ended");
+    }
+    if let Some(id) = id {
+        shared.tell(Control::Remove(id));
+    }
+}
+
+async fn watch(shared: &Shared, new: NewLink, id: &mut Option<u64>) -> Result<(), LinkError> {
+    let connection = new.connection;
+    let socket = Watched::register(Arc::clone(&connection))?;
+    let (link, bell) = match new.greeted {
+        Some(greeted) => greeted,
+        None => loop {
+            let mut ready = socket.readable().await?;
+            if let Some(greeted) = greet(shared, &connection)? {
+                shared.pump();
+                break greeted;
+            }
+            ready.clear_ready();
+        },
+    };
+    *id = Some(link);
+    let bell = Watched::register(bell)?;
+    loop {
+        tokio::select! {
+            ready = socket.readable() => {
+                let mut ready = ready?;
+                match read(&connection)? {
+                    Read::Frame(Frame::Leave) => shared.tell(Control::Leave(link)),
+                    Read::Frame(frame) => return Err(Kind::OutOfTurn(frame.name()).into()),
+                    Read::Nothing => ready.clear_ready(),
+                    Read::Eof => return Ok(()),
+                }
+            }
+            ready = bell.readable() => {
+                ready?.clear_ready();
+                shared.pump();
+            }
+        }
+    }
+}
+
+enum Read {
+    Frame(Frame),
+    Nothing,
+    Eof,
+}
+
+/// Reads a frame that comes without descriptors.
+fn read(connection: &Connection) -> Result<Read, LinkError> {
+    let mut bytes = [0; wire::FRAME_MAX + 1];
+    match receive(connection, &mut bytes)? {
+        Some((0, _)) => Ok(Read::Eof),
+        None => Ok(Read::Nothing),
+        Some((len, fds)) => {
+            let frame = Frame::decode(&bytes[..len])?;
+            match fds.len() {
+                0 => Ok(Read::Frame(frame)),
+                actual => Err(Kind::Descriptors { expected: 0, actual }.into()),
+            }
+        }
+    }
+}
+
+/// Reads the subscriber's greeting, if it is there, and has its link welcomed by the next run of delivery.
+fn greet(shared: &Shared, connection: &Arc<Connection>) -> Result<Option<(u64, Bell)>, LinkError> {
+    let mut bytes = [0; wire::FRAME_MAX + 1];
+    let Some((len, fds)) = receive(connection, &mut bytes)? else { return Ok(None) };
+    if len == 0 {
+        return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
+    }
+    match hello(shared, connection, &bytes[..len], fds) {
+        Err(error) => {
+            let reason = match &error {
+                LinkError::Fault(_) => RefusedReason::NotUnderstood,
+                LinkError::Page(_) | LinkError::Io(_) => RefusedReason::OutOfResources,
+            };
+            let _ = connection.send(Frame::Refused(reason).encode(&mut [0; wire::FRAME_MAX]), &[]);
+            Err(error)
+        }
+        greeted => greeted.map(Some),
+    }
+}
+
+fn hello(
+    shared: &Shared,
+    connection: &Arc<Connection>,
+    bytes: &[u8],
+    fds: Vec<OwnedFd>,
+) -> Result<(u64, Bell), LinkError> {
+    let frame = Frame::decode(bytes)?;
+    let Frame::Hello(Hello { depth, on_full, connected_at_ns, .. }) = frame else {
+        return Err(Kind::OutOfTurn(frame.name()).into());
+    };
+    if !fds.is_empty() {
+        return Err(Kind::Descriptors { expected: 0, actual: fds.len() }.into());
+    }
+    let geometry = Geometry::new(depth).ok_or(Kind::OutOfTurn("Hello"))?;
+    let on_full = match on_full.map(OnFull::from) {
+        // A subscriber may ask for less than the publisher gives, not for more.
+        Some(wish) if shared.config.on_full == OnFull::Wait => wish,
+        _ => shared.config.on_full,
+    };
+    let id = shared.acceptor.next_id.fetch_add(1, Ordering::Relaxed);
+    let dropped = Arc::clone(&shared.dropped);
+    let (seed, bell) =
+        LinkTx::prepare(id, Arc::clone(connection), geometry, on_full, connected_at_ns, dropped)?;
+    shared.leave_word(Control::Add(Box::new(seed)));
+    Ok((id, bell))
+}
+
+/// One packet: its length, 0 for the end, and its descriptors.
+fn receive(
+    connection: &Connection,
+    bytes: &mut [u8],
+) -> Result<Option<(usize, Vec<OwnedFd>)>, LinkError> {
+    match connection.recv(bytes) {
+        Ok(Received::WouldBlock) => Ok(None),
+        Ok(Received::Eof) => Ok(Some((0, Vec::new()))),
+        Ok(Received::Packet { fds, truncated: true, .. }) => {
+            Err(Kind::Descriptors { expected: 0, actual: fds.len() + 1 }.into())
+        }
+        Ok(Received::Packet { len, fds, .. }) => Ok(Some((len, fds.into_iter().collect()))),
+        Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Ok(Some((0, Vec::new()))),
+        Err(error) => Err(error.into()),
+    }
+}

@@ -1,0 +1,429 @@
+//! [`ShmPublisher`]: sending messages to a topic.
+//!
+//! This file is the handle; acceptance and delivery are in `shared` and `delivery`, the task in `task`.
+
+mod builder;
+mod delivery;
+mod error;
+mod links;
+mod places;
+pub(crate) mod shared;
+mod sink;
+mod stats;
+mod task;
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+pub use self::builder::ShmPublisherBuilder;
+pub use self::error::{BindError, FlushError, LoanError, SendError, SendErrorKind, SinkError};
+use self::places::NoPlace;
+use self::shared::{Queued, Shared};
+use self::sink::SinkState;
+pub use self::stats::PublisherStats;
+use crate::blocking::assert_may_block;
+use crate::buffer::{Home, Payload, ShmLoan};
+use crate::pool::core::Slot;
+use crate::pool::{PooledSegment, ShmSegmentPool, TakeError};
+
+/// A message with its number, on its way to the links.
+#[derive(Debug)]
+pub(crate) struct Message {
+    pub(crate) slot: Arc<Slot>,
+    pub(crate) len: usize,
+    pub(crate) seq: u64,
+}
+
+/// Publishes messages to a topic.
+///
+/// Cheap to clone; clones are one publisher, and their messages share one numbering. Each subscriber gets every
+/// accepted message once and in order, or is told how many it did not get. Dropping the last clone delivers what was
+/// accepted and then closes the topic's socket.
+///
+/// It is a [`Sink`](futures::Sink) too, for every [`Payload`]: `feed` accepts a message without signalling, `flush`
+/// signals once for all of them.
+///
+/// # Examples
+///
+/// ```
+/// use tokio_shm::{ShmPublisher, ShmSubscriber};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let dir = tempfile::tempdir()?;
+/// # std::fs::set_permissions(&dir, std::os::unix::fs::PermissionsExt::from_mode(0o700))?;
+/// let publisher = ShmPublisher::builder("camera/front").runtime_dir(dir.path()).bind()?;
+/// let mut camera = ShmSubscriber::builder("camera/front").runtime_dir(dir.path()).connect()?;
+///
+/// publisher.send(b"copied once").await?;
+/// let mut loan = publisher.loan(12).await?;
+/// loan.copy_from_slice(b"not even onc");
+/// publisher.send(loan).await?;
+///
+/// assert_eq!(&*camera.recv().await?, b"copied once");
+/// assert_eq!(&*camera.recv().await?, b"not even onc");
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct ShmPublisher {
+    shared: Arc<Shared>,
+    sink: SinkState,
+}
+
+impl ShmPublisher {
+    /// Opens a topic with default settings, in the current runtime.
+    ///
+    /// A topic is any UTF-8 of 1 to 200 bytes without NUL; `/` makes a hierarchy of directories.
+    ///
+    /// # Errors
+    ///
+    /// As [`ShmPublisherBuilder::bind`].
+    ///
+    /// # Panics
+    ///
+    /// If the runtime's I/O is not enabled.
+    pub fn bind(topic: &str) -> Result<Self, BindError> {
+        Self::builder(topic).bind()
+    }
+
+    /// A publisher with settings of your own.
+    pub fn builder(topic: &str) -> ShmPublisherBuilder {
+        ShmPublisherBuilder::new(topic)
+    }
+
+    fn from_shared(shared: Arc<Shared>) -> Self {
+        Self { shared, sink: SinkState::default() }
+    }
+
+    /// The topic's name.
+    pub fn topic(&self) -> &str {
+        self.shared.config.topic.as_str()
+    }
+
+    /// The publisher's id, random and new for each `bind`; samples carry it.
+    pub fn id(&self) -> u128 {
+        self.shared.config.id
+    }
+
+    /// A writable message of `len` bytes, waiting at the pool's cap until memory comes free.
+    ///
+    /// # Errors
+    ///
+    /// [`LoanError`]: the publisher is closed, or the pool can never hold so much, or the system refuses the memory.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: no memory is lost and no other waiter misses its turn.
+    pub async fn loan(&self, len: usize) -> Result<ShmLoan, LoanError> {
+        if let Some(loan) = self.idle_loan(len)? {
+            return Ok(loan);
+        }
+        let taken = self.shared.pool.take_until(len, || self.shared.is_closed()).await;
+        Ok(ShmLoan::new(taken.ok_or(LoanError::Closed)??))
+    }
+
+    /// A writable message of `len` bytes, at once or not at all.
+    ///
+    /// # Errors
+    ///
+    /// As [`loan`](Self::loan), and [`TakeError::Full`] at the cap.
+    pub fn try_loan(&self, len: usize) -> Result<ShmLoan, LoanError> {
+        if let Some(loan) = self.idle_loan(len)? {
+            return Ok(loan);
+        }
+        Ok(ShmLoan::new(self.shared.pool.try_take(len)?))
+    }
+
+    /// As [`loan`](Self::loan), waiting on this thread.
+    ///
+    /// # Errors
+    ///
+    /// As [`loan`](Self::loan).
+    ///
+    /// # Panics
+    ///
+    /// On a thread that drives a tokio runtime's tasks.
+    pub fn blocking_loan(&self, len: usize) -> Result<ShmLoan, LoanError> {
+        assert_may_block();
+        self.loan_until(len, None)
+    }
+
+    /// As [`blocking_loan`](Self::blocking_loan), for at most `timeout`.
+    ///
+    /// # Errors
+    ///
+    /// As [`loan`](Self::loan), and [`TakeError::TimedOut`].
+    ///
+    /// # Panics
+    ///
+    /// On a thread that drives a tokio runtime's tasks.
+    pub fn blocking_loan_timeout(&self, len: usize, timeout: Duration) -> Result<ShmLoan, LoanError> {
+        assert_may_block();
+        self.loan_until(len, Instant::now().checked_add(timeout))
+    }
+
+    /// Sends a message, waiting while the queue is full.
+    ///
+    /// With `Ok` the message is accepted: it is on its way to every subscriber there is, in the order of acceptance,
+    /// and with nobody else delivering it is there already. A [`ShmLoan`] is not copied, anything else once.
+    ///
+    /// # Errors
+    ///
+    /// [`SendError`] gives the message back: the publisher is closed, or there is no memory to copy it into.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: a `send` that did not return `Ok` has sent nothing, and its memory went back to the pool.
+    pub async fn send<B: Payload>(&self, buf: B) -> Result<(), SendError<B>> {
+        let mut staged = match self.stage_now(buf) {
+            Ok(staged) => staged,
+            Err((buf, SendErrorKind::Pool(TakeError::Full { .. }))) => self.stage(buf).await?,
+            Err((buf, kind)) => return Err(SendError::new(kind, buf)),
+        };
+        match self.accept(&mut staged) {
+            Some(Ok(())) => Ok(()),
+            Some(Err(kind)) => Err(SendError::new(kind, staged.into_buf())),
+            None => match self.shared.room.wait_until(|| self.accept(&mut staged)).await {
+                Ok(()) => Ok(()),
+                Err(kind) => Err(SendError::new(kind, staged.into_buf())),
+            },
+        }
+    }
+
+    /// Sends a message at once or not at all.
+    ///
+    /// # Errors
+    ///
+    /// As [`send`](Self::send), and [`SendErrorKind::Full`] or [`TakeError::Full`] where that would wait.
+    pub fn try_send<B: Payload>(&self, buf: B) -> Result<(), SendError<B>> {
+        let mut staged = self.stage_now(buf).map_err(|(buf, kind)| SendError::new(kind, buf))?;
+        let accepted = self.accept(&mut staged).unwrap_or(Err(SendErrorKind::Full));
+        accepted.map_err(|kind| SendError::new(kind, staged.into_buf()))
+    }
+
+    /// As [`send`](Self::send), waiting on this thread.
+    ///
+    /// # Errors
+    ///
+    /// As [`send`](Self::send).
+    ///
+    /// # Panics
+    ///
+    /// On a thread that drives a tokio runtime's tasks.
+    pub fn blocking_send<B: Payload>(&self, buf: B) -> Result<(), SendError<B>> {
+        assert_may_block();
+        self.send_until(buf, None)
+    }
+
+    /// As [`blocking_send`](Self::blocking_send), for at most `timeout`, the wait for memory included.
+    ///
+    /// # Errors
+    ///
+    /// As [`send`](Self::send), and [`SendErrorKind::TimedOut`]: nothing was sent then.
+    ///
+    /// # Panics
+    ///
+    /// On a thread that drives a tokio runtime's tasks.
+    pub fn blocking_send_timeout<B: Payload>(&self, buf: B, timeout: Duration) -> Result<(), SendError<B>> {
+        assert_may_block();
+        self.send_until(buf, Instant::now().checked_add(timeout))
+    }
+
+    /// Waits until every message accepted before this call is on its links, or counted where a subscriber was full.
+    ///
+    /// What is on a link outlives the publisher. `flush` does not wait for subscribers to read.
+    ///
+    /// # Errors
+    ///
+    /// [`FlushError`] if the tx task is gone with its runtime.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: delivery goes on.
+    pub async fn flush(&self) -> Result<(), FlushError> {
+        self.shared.pump();
+        let target = self.shared.flush_target();
+        match self.shared.flushed.wait_until(|| self.shared.flushed(target)).await {
+            true => Ok(()),
+            false => Err(FlushError::Closed),
+        }
+    }
+
+    /// Closes the publisher, for all clones, once everything accepted is on its links.
+    ///
+    /// Subscribers then know that nothing is missing. Messages of other clones that are not accepted yet are refused.
+    ///
+    /// # Errors
+    ///
+    /// [`FlushError`] if the tx task is gone with its runtime.
+    ///
+    /// # Cancel safety
+    ///
+    /// The publisher goes on closing in the background.
+    pub async fn close(self) -> Result<(), FlushError> {
+        self.shared.close();
+        let shared = &self.shared;
+        shared.flushed.wait_until(|| shared.has_ended().then_some(())).await;
+        if shared.has_died() { Err(FlushError::Closed) } else { Ok(()) }
+    }
+
+    /// Whether the publisher takes no more messages: closed, or its runtime is gone.
+    pub fn is_closed(&self) -> bool {
+        self.shared.is_closed()
+    }
+
+    /// How many subscribers there are now.
+    pub fn subscriber_count(&self) -> usize {
+        self.shared.subscribers.load(Ordering::Acquire)
+    }
+
+    /// Waits until there are at least `n` subscribers, or the publisher is closed.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe.
+    pub async fn wait_for_subscribers(&self, n: usize) {
+        let enough = || (self.subscriber_count() >= n || self.is_closed()).then_some(());
+        self.shared.subscribers_changed.wait_until(enough).await;
+    }
+
+    /// The publisher's counters.
+    pub fn stats(&self) -> PublisherStats {
+        self.shared.stats()
+    }
+
+    /// The pool that its loans are from.
+    pub fn pool(&self) -> &ShmSegmentPool {
+        &self.shared.pool
+    }
+
+    /// A loan from an idle slot, or from what subscribers of this publisher have released.
+    #[inline]
+    fn idle_loan(&self, len: usize) -> Result<Option<ShmLoan>, LoanError> {
+        if self.shared.is_closed() {
+            return Err(LoanError::Closed);
+        }
+        Ok(self.shared.pool.take_idle(len)?.map(ShmLoan::new))
+    }
+
+    fn loan_until(&self, len: usize, deadline: Option<Instant>) -> Result<ShmLoan, LoanError> {
+        if let Some(loan) = self.idle_loan(len)? {
+            return Ok(loan);
+        }
+        let taken = self.shared.pool.blocking_take_until(len, deadline, || self.shared.is_closed());
+        Ok(ShmLoan::new(taken.ok_or(LoanError::Closed)??))
+    }
+
+    fn send_until<B: Payload>(&self, buf: B, deadline: Option<Instant>) -> Result<(), SendError<B>> {
+        let mut staged = if buf.is_loan_of(self.home()) {
+            Staged::Loan(Some(buf))
+        } else {
+            match self.loan_until(buf.as_bytes().len(), deadline) {
+                Ok(loan) => self.copy(buf, loan.into_segment()),
+                Err(error) => return Err(SendError::new(error, buf)),
+            }
+        };
+        let accepted = self.shared.room.blocking_wait_until(deadline, || self.accept(&mut staged));
+        match accepted.unwrap_or(Err(SendErrorKind::TimedOut)) {
+            Ok(()) => Ok(()),
+            Err(kind) => Err(SendError::new(kind, staged.into_buf())),
+        }
+    }
+
+    fn home(&self) -> Home<'_> {
+        Home(self.shared.pool.core())
+    }
+
+    /// Gets the message into shared memory without waiting.
+    #[inline]
+    fn stage_now<B: Payload>(&self, buf: B) -> Result<Staged<B>, (B, SendErrorKind)> {
+        if buf.is_loan_of(self.home()) {
+            return Ok(Staged::Loan(Some(buf)));
+        }
+        match self.try_loan(buf.as_bytes().len()) {
+            Ok(loan) => Ok(self.copy(buf, loan.into_segment())),
+            Err(error) => Err((buf, error.into())),
+        }
+    }
+
+    /// Gets the message into shared memory, waiting for some.
+    #[cold]
+    async fn stage<B: Payload>(&self, buf: B) -> Result<Staged<B>, SendError<B>> {
+        match self.loan(buf.as_bytes().len()).await {
+            Ok(loan) => Ok(self.copy(buf, loan.into_segment())),
+            Err(error) => Err(SendError::new(error, buf)),
+        }
+    }
+
+    fn copy<B: Payload>(&self, buf: B, mut segment: PooledSegment) -> Staged<B> {
+        let bytes = buf.as_bytes();
+        // A `Payload` of the user's may not give the same bytes twice.
+        let len = bytes.len().min(segment.len());
+        segment[..len].copy_from_slice(&bytes[..len]);
+        self.shared.copied_bytes.fetch_add(len as u64, Ordering::Relaxed);
+        Staged::Copied { buf, segment: Some(segment) }
+    }
+
+    /// Accepts the message if there is a place for it; `None`: not now. Once `Ok`, `staged` is empty.
+    #[inline]
+    fn accept<B: Payload>(&self, staged: &mut Staged<B>) -> Option<Result<(), SendErrorKind>> {
+        if self.shared.deliver_now(|| staged.take()) {
+            return Some(Ok(()));
+        }
+        match self.shared.places().take() {
+            Ok(()) => {
+                let (slot, len) = staged.take();
+                self.shared.push(Queued::Slot { slot, len });
+                self.shared.pump();
+                Some(Ok(()))
+            }
+            Err(NoPlace::Full) => None,
+            Err(NoPlace::Closed) => Some(Err(SendErrorKind::Closed)),
+        }
+    }
+}
+
+/// A message on its way to acceptance: in shared memory, with what it was made of, in case it has to be given back.
+enum Staged<B> {
+    Loan(Option<B>),
+    Copied { buf: B, segment: Option<PooledSegment> },
+}
+
+impl<B: Payload> Staged<B> {
+    /// The accepted message; called once.
+    #[inline]
+    fn take(&mut self) -> (Arc<Slot>, usize) {
+        let segment = match self {
+            Self::Loan(buf) => buf.take().and_then(B::into_loan).map(ShmLoan::into_segment),
+            Self::Copied { segment, .. } => segment.take(),
+        };
+        let segment = segment.expect("a message is accepted once, and is_loan_of told the truth");
+        let len = segment.len();
+        (segment.into_slot(), len)
+    }
+
+    fn into_buf(self) -> B {
+        match self {
+            Self::Loan(buf) => buf.expect("a message is given back only if it was not accepted"),
+            Self::Copied { buf, .. } => buf,
+        }
+    }
+}
+
+impl Clone for ShmPublisher {
+    fn clone(&self) -> Self {
+        self.shared.handles.fetch_add(1, Ordering::Relaxed);
+        Self::from_shared(Arc::clone(&self.shared))
+    }
+}
+
+impl Drop for ShmPublisher {
+    fn drop(&mut self) {
+        self.sink.release(&self.shared);
+        if self.shared.handles.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.shared.close();
+        }
+    }
+}

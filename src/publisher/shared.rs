@@ -1,0 +1,483 @@
+//! What all clones of a publisher, its tx task and its link tasks share: acceptance, and who delivers.
+//!
+//! A message is accepted when it is on the links, at the head of the line or in the tx queue; from there on it is
+//! delivered by whoever passes the turnstile next: a sender, the tx task, a link task.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, LazyLock, Weak};
+use std::time::Duration;
+
+use crossbeam_queue::ArrayQueue;
+use parking_lot::Mutex;
+
+use super::delivery::Delivery;
+use super::links::{Acceptor, NewLink};
+use super::places::Places;
+use super::stats::PublisherStats;
+use crate::OnFull;
+use crate::event::Notifier;
+use crate::gate::Gate;
+use crate::link::LinkSeed;
+use crate::pool::ShmSegmentPool;
+use crate::pool::core::{Collect, Slot};
+use crate::sys::clock::monotonic_ns;
+use crate::topic::TopicName;
+use crate::turnstile::{Inside, Turnstile};
+
+/// Messages that one run of delivery takes from the queue before it lets others in.
+const RUN: usize = 64;
+/// A publisher that was quiet for so long looks for new subscribers before it sends: a message sent right after
+/// somebody connected then reaches him instead of being counted as missed. A busy one leaves that to the tx task.
+const QUIET_NS: u64 = 100_000;
+/// When to look again for stuck subscribers if somebody was delivering.
+const EVICT_RETRY_NS: u64 = 1_000_000;
+/// How often a sender that must not wait looks again for what another thread is just collecting.
+const COLLECT_SPINS: usize = 64;
+
+/// Publishers of this process, so that a subscriber of this process can have itself accepted at once.
+static LOCAL: LazyLock<Mutex<HashMap<u128, Weak<Shared>>>> = LazyLock::new(Mutex::default);
+
+/// What waits in the tx queue.
+#[derive(Debug)]
+pub(crate) enum Queued {
+    Slot { slot: Arc<Slot>, len: usize },
+    /// Accepted by a sink while the pool was at its cap: moves into a slot when one comes free.
+    Heap(Box<[u8]>),
+}
+
+/// What tasks have to say to the delivery.
+pub(crate) enum Control {
+    Add(Box<LinkSeed>),
+    Leave(u64),
+    Remove(u64),
+}
+
+pub(crate) struct Config {
+    pub(crate) topic: TopicName,
+    pub(crate) id: u128,
+    pub(crate) queue: u32,
+    pub(crate) on_full: OnFull,
+    pub(crate) history: usize,
+    pub(crate) evict_after: Option<Duration>,
+}
+
+pub(crate) struct Shared {
+    pub(crate) config: Config,
+    pub(crate) pool: ShmSegmentPool,
+    pub(crate) acceptor: Acceptor,
+    /// Handles that exist; the last one to go closes the publisher.
+    pub(crate) handles: AtomicUsize,
+    places: Places,
+    /// Who waits for a place.
+    pub(crate) room: Gate,
+    queue: ArrayQueue<Queued>,
+    delivery: Turnstile<Delivery>,
+    /// Tells the tx task that there is something to do.
+    notifier: Notifier,
+    control: Mutex<Vec<Control>>,
+    controls: AtomicUsize,
+    /// Links whose tasks the tx task has yet to start.
+    pub(crate) new_links: Mutex<Vec<NewLink>>,
+    /// Messages that went through the queue or became the head: so many were accepted, so many are on their links.
+    accepted: AtomicU64,
+    delivered: AtomicU64,
+    /// Who waits for a flush or the end.
+    pub(crate) flushed: Gate,
+    pub(crate) subscribers: AtomicUsize,
+    pub(crate) subscribers_changed: Gate,
+    /// The length that the head of the queue waits for in the pool, plus one; 0 for none.
+    starved: AtomicUsize,
+    /// The slot that the tx task got for it.
+    pub(crate) fed: Mutex<Option<crate::pool::PooledSegment>>,
+    /// The tx task is gone, after an orderly end or not.
+    ended: AtomicUsize,
+    published: AtomicU64,
+    /// Shared with the links, which count.
+    pub(crate) dropped: Arc<AtomicU64>,
+    pub(crate) copied_bytes: AtomicU64,
+}
+
+const RUNNING: usize = 0;
+const ENDED: usize = 1;
+const DIED: usize = 2;
+
+impl Shared {
+    pub(crate) fn new(config: Config, pool: ShmSegmentPool, acceptor: Acceptor, notifier: Notifier) -> Arc<Self> {
+        let shared = Arc::new(Self {
+            delivery: Turnstile::new(Delivery::new(config.id, config.history)),
+            places: Places::new(config.queue),
+            queue: ArrayQueue::new(config.queue as usize),
+            pool,
+            acceptor,
+            notifier,
+            handles: AtomicUsize::new(1),
+            room: Gate::new(),
+            control: Mutex::default(),
+            controls: AtomicUsize::new(0),
+            new_links: Mutex::default(),
+            accepted: AtomicU64::new(0),
+            delivered: AtomicU64::new(0),
+            flushed: Gate::new(),
+            subscribers: AtomicUsize::new(0),
+            subscribers_changed: Gate::new(),
+            starved: AtomicUsize::new(0),
+            fed: Mutex::default(),
+            ended: AtomicUsize::new(RUNNING),
+            published: AtomicU64::new(0),
+            dropped: Arc::default(),
+            copied_bytes: AtomicU64::new(0),
+            config,
+        });
+        let collector: Weak<dyn Collect> = Arc::downgrade(&shared) as _;
+        shared.pool.core().add_collector(collector);
+        LOCAL.lock().insert(shared.config.id, Arc::downgrade(&shared));
+        shared
+    }
+
+    /// The publisher with this id, if it lives in this process.
+    pub(crate) fn local(id: u128) -> Option<Arc<Self>> {
+        LOCAL.lock().get(&id).and_then(Weak::upgrade)
+    }
+
+    pub(crate) fn places(&self) -> &Places {
+        &self.places
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.places.is_closed()
+    }
+
+    pub(crate) fn has_ended(&self) -> bool {
+        self.ended.load(Ordering::Acquire) != RUNNING
+    }
+
+    pub(crate) fn has_died(&self) -> bool {
+        self.ended.load(Ordering::Acquire) == DIED
+    }
+
+    /// Accepts a message if nobody is delivering and nothing is in line before it: it is put on its links here and now,
+    /// or becomes the head. `message` is called only if it is accepted; `false`: it has to be queued.
+    #[inline]
+    pub(crate) fn deliver_now(&self, message: impl FnOnce() -> (Arc<Slot>, usize)) -> bool {
+        let Some(mut delivery) = self.enter() else { return false };
+        self.prepare(&mut delivery);
+        let accepted = !(delivery.is_behind() || self.places.is_closed() || !self.queue.is_empty());
+        if accepted {
+            let (slot, len) = message();
+            if !delivery.deliver(slot, len, self.pool.core()) {
+                self.accepted.fetch_add(1, Ordering::AcqRel);
+                self.work(&mut delivery);
+            }
+        }
+        self.leave(delivery);
+        accepted
+    }
+
+    /// Accepts the message into a place that the caller took. It is delivered by the next `pump`.
+    pub(crate) fn push(&self, queued: Queued) {
+        self.accepted.fetch_add(1, Ordering::AcqRel);
+        let full = self.queue.push(queued);
+        debug_assert!(full.is_ok(), "there are as many places as the queue is long");
+    }
+
+    /// Delivers what there is to deliver, unless somebody is at it already: he is then told to go on.
+    pub(crate) fn pump(&self) {
+        if let Some(mut delivery) = self.enter() {
+            self.prepare(&mut delivery);
+            self.work(&mut delivery);
+            self.leave(delivery);
+        }
+    }
+
+    /// Tells the delivery something and has it done.
+    pub(crate) fn tell(&self, control: Control) {
+        self.leave_word(control);
+        self.pump();
+    }
+
+    /// Tells the delivery something for its next run.
+    pub(crate) fn leave_word(&self, control: Control) {
+        self.control.lock().push(control);
+        self.controls.fetch_add(1, Ordering::Release);
+    }
+
+    /// Accepts who has connected, for a subscriber of our own process.
+    pub(crate) fn accept_now(&self) {
+        self.acceptor.accept_pending(self);
+        self.pump();
+    }
+
+    /// Signals the tx task.
+    pub(crate) fn notify(&self) {
+        // An error means that the tx task is gone; whoever needs it learns that from `has_ended`.
+        let _ = self.notifier.notify();
+    }
+
+    /// Accepts nothing any more; what was accepted goes on being delivered.
+    pub(crate) fn close(&self) {
+        self.places.close();
+        self.wake_everybody();
+        self.notify();
+    }
+
+    /// Ends the publisher once everything accepted is on its links; `false` while it is not.
+    pub(crate) fn try_finish(&self) -> bool {
+        let Some(mut delivery) = self.enter() else { return false };
+        self.acceptor.accept_pending(self);
+        self.prepare(&mut delivery);
+        self.work(&mut delivery);
+        let done = self.is_done(&delivery);
+        if done {
+            delivery.finish(true, self.pool.core());
+            self.ended.swap(ENDED, Ordering::AcqRel);
+        }
+        self.leave(delivery);
+        if done {
+            self.bury();
+        }
+        done
+    }
+
+    /// The tx task is gone without an orderly end: everything that waits is released with an error.
+    pub(crate) fn die(&self) {
+        self.places.close();
+        if self.ended.compare_exchange(RUNNING, DIED, Ordering::AcqRel, Ordering::Acquire).is_ok() {
+            // If somebody is inside he sees it when he leaves.
+            self.pump();
+            self.bury();
+        }
+    }
+
+    pub(crate) fn flush_target(&self) -> u64 {
+        self.accepted.load(Ordering::Acquire)
+    }
+
+    /// Whether everything accepted up to `target` is on its links: `Some(false)` if it never will be.
+    pub(crate) fn flushed(&self, target: u64) -> Option<bool> {
+        // Signed, because delivery may be ahead of the count by those being accepted right now.
+        if self.delivered.load(Ordering::Acquire).wrapping_sub(target) as i64 >= 0 {
+            return Some(true);
+        }
+        self.has_ended().then_some(false)
+    }
+
+    pub(crate) fn stats(&self) -> PublisherStats {
+        PublisherStats {
+            published: self.published.load(Ordering::Relaxed),
+            dropped: self.dropped.load(Ordering::Relaxed),
+            copied_bytes: self.copied_bytes.load(Ordering::Relaxed),
+            subscribers: self.subscribers.load(Ordering::Relaxed),
+            queued: self.queue.len(),
+        }
+    }
+
+    /// How long the pool has to look for the message that waits in the heap, if any does.
+    pub(crate) fn starved_for(&self) -> Option<usize> {
+        self.starved.load(Ordering::Acquire).checked_sub(1)
+    }
+
+    /// Disconnects subscribers that have kept senders waiting for too long, and says in how many nanoseconds the next
+    /// one will have.
+    pub(crate) fn evict(&self) -> Option<u64> {
+        let limit = u64::try_from(self.config.evict_after?.as_nanos()).unwrap_or(u64::MAX);
+        let Some(mut delivery) = self.enter() else { return Some(EVICT_RETRY_NS) };
+        let now = monotonic_ns();
+        delivery.evict(now.saturating_sub(limit), self.pool.core());
+        self.work(&mut delivery);
+        let due = delivery.stuck_since().map(|since| since.saturating_add(limit).saturating_sub(now));
+        self.leave(delivery);
+        due
+    }
+
+    #[inline]
+    fn enter(&self) -> Option<Inside<'_, Delivery>> {
+        let inside = self.delivery.enter();
+        if inside.is_none() && self.delivery.is_poisoned() && !self.has_ended() {
+            // Somebody panicked inside: nothing can be delivered any more, and nobody is to wait for it.
+            self.die();
+        }
+        inside
+    }
+
+    /// What is done first at every entry: new subscribers, if there may be some, and what the tasks have said.
+    #[inline]
+    fn prepare(&self, delivery: &mut Inside<'_, Delivery>) {
+        let now = monotonic_ns();
+        if now.saturating_sub(delivery.last_run) > QUIET_NS {
+            self.acceptor.accept_pending(self);
+        }
+        delivery.last_run = now;
+        if self.controls.load(Ordering::Acquire) != 0 {
+            self.obey(delivery);
+        }
+    }
+
+    #[cold]
+    fn obey(&self, delivery: &mut Delivery) {
+        let controls = std::mem::take(&mut *self.control.lock());
+        self.controls.fetch_sub(controls.len(), Ordering::AcqRel);
+        for control in controls {
+            match control {
+                Control::Add(seed) if !delivery.finished => delivery.add(*seed, self.pool.core()),
+                Control::Add(_) => {}
+                Control::Leave(id) => delivery.leave(id, self.pool.core()),
+                Control::Remove(id) => delivery.remove(id, self.pool.core()),
+            }
+        }
+    }
+
+    /// Delivers from the head and the queue until they are empty, stuck, or enough for one run.
+    fn work(&self, delivery: &mut Delivery) {
+        let pool = self.pool.core();
+        if self.has_died() && !delivery.finished {
+            delivery.finish(false, pool);
+        }
+        if delivery.finished {
+            // Only after a death: a clean end waits until it is empty.
+            while self.queue.pop().is_some() {}
+            return;
+        }
+        delivery.retire(pool);
+        if pool.budget.gate.has_waiters() {
+            delivery.reclaim(pool);
+        }
+        let mut done = 0;
+        let mut popped = 0;
+        loop {
+            if delivery.is_stuck() {
+                if !delivery.retry_head(pool) {
+                    let begun = delivery.arm_stuck(monotonic_ns());
+                    if !delivery.retry_head(pool) {
+                        if begun && self.config.evict_after.is_some() {
+                            self.notify();
+                        }
+                        break;
+                    }
+                }
+                done += 1;
+            }
+            if popped == RUN {
+                self.notify();
+                break;
+            }
+            let Some((slot, len)) = self.next_queued(delivery) else { break };
+            popped += 1;
+            if delivery.deliver(slot, len, pool) {
+                done += 1;
+            }
+        }
+        if popped > 0 {
+            // Taken after the pops: later than any of these messages was accepted.
+            delivery.log(monotonic_ns());
+            self.places.give_back(popped as u64);
+            self.room.wake(popped);
+        }
+        if done > 0 {
+            self.delivered.fetch_add(done, Ordering::AcqRel);
+            self.flushed.wake_all();
+        }
+    }
+
+    /// The next queued message, in a slot; `None` too while one waits for a slot.
+    fn next_queued(&self, delivery: &mut Delivery) -> Option<(Arc<Slot>, usize)> {
+        if let Some(bytes) = delivery.waiting.take() {
+            return self.seat(delivery, bytes);
+        }
+        match self.queue.pop()? {
+            Queued::Slot { slot, len } => Some((slot, len)),
+            Queued::Heap(bytes) => self.seat(delivery, bytes),
+        }
+    }
+
+    /// Moves a message from the heap into a slot, or has the tx task look for one.
+    #[cold]
+    fn seat(&self, delivery: &mut Delivery, bytes: Box<[u8]>) -> Option<(Arc<Slot>, usize)> {
+        let fed = self.fed.lock().take().filter(|segment| segment.capacity() >= bytes.len());
+        let Some(mut segment) = fed else {
+            self.starved.store(bytes.len() + 1, Ordering::Release);
+            delivery.waiting = Some(bytes);
+            self.notify();
+            return None;
+        };
+        self.starved.store(0, Ordering::Release);
+        segment.set_len(bytes.len());
+        segment.copy_from_slice(&bytes);
+        Some((segment.into_slot(), bytes.len()))
+    }
+
+    /// Rings who has to be woken and opens the turnstile; if somebody knocked meanwhile, his work is done too, by the
+    /// tx task where there is more of it.
+    #[inline]
+    fn leave<'s>(&'s self, mut delivery: Inside<'s, Delivery>) {
+        let mut rounds = 0;
+        loop {
+            self.conclude(&mut delivery);
+            if !delivery.leave() {
+                return;
+            }
+            rounds += 1;
+            if rounds > 2 && !self.has_ended() {
+                return self.notify();
+            }
+            let Some(next) = self.enter() else { return };
+            delivery = next;
+            self.prepare(&mut delivery);
+            self.work(&mut delivery);
+        }
+    }
+
+    #[inline]
+    fn conclude(&self, delivery: &mut Delivery) {
+        delivery.log(delivery.last_run);
+        delivery.ring();
+        self.published.store(delivery.next_seq(), Ordering::Relaxed);
+        if self.places.is_closed() && !delivery.finished && self.is_done(delivery) {
+            // The tx task has been waiting for this to end the publisher.
+            self.notify();
+        }
+        if std::mem::take(&mut delivery.links_changed) {
+            self.subscribers.swap(delivery.subscribers(), Ordering::AcqRel);
+            self.subscribers_changed.wake_all();
+        }
+    }
+
+    /// Whether a closed publisher has delivered everything that it ever accepted.
+    fn is_done(&self, delivery: &Delivery) -> bool {
+        self.places.is_closed() && self.places.all_back() && self.queue.is_empty() && !delivery.is_behind()
+    }
+
+    fn bury(&self) {
+        LOCAL.lock().remove(&self.config.id);
+        self.wake_everybody();
+    }
+
+    fn wake_everybody(&self) {
+        self.room.wake_all();
+        self.flushed.wake_all();
+        self.subscribers_changed.wake_all();
+        self.pool.core().budget.gate.wake_all();
+    }
+}
+
+impl Collect for Shared {
+    fn collect(&self) {
+        for _ in 0..COLLECT_SPINS {
+            if let Some(mut delivery) = self.enter() {
+                delivery.reclaim(self.pool.core());
+                self.leave(delivery);
+                return;
+            }
+            // Whoever is inside collects for a registered waiter when he leaves; a caller that does not wait has to
+            // see for itself.
+            std::hint::spin_loop();
+        }
+    }
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shared").field("topic", &self.config.topic).field("stats", &self.stats()).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,155 @@
+//! The `Sink` of a publisher: `poll_ready` reserves a place, `start_send` is the acceptance, `poll_flush` delivers.
+
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use futures::Sink;
+use parking_lot::Mutex;
+
+use super::places::NoPlace;
+use super::shared::{Queued, Shared};
+use super::{SendErrorKind, ShmPublisher, SinkError};
+use crate::buffer::Payload;
+use crate::pool::TakeError;
+
+type Waiting<T> = Option<Pin<Box<dyn Future<Output = T> + Send>>>;
+
+/// What one handle's sink is in the middle of. The futures are made only where there is something to wait for.
+#[derive(Default)]
+pub(super) struct SinkState {
+    /// A place is reserved for the next `start_send`.
+    reserved: bool,
+    // Only ever used through `&mut`; the lock makes the handle `Sync`.
+    making_ready: Mutex<Waiting<Result<(), NoPlace>>>,
+    flushing: Mutex<Waiting<bool>>,
+}
+
+impl SinkState {
+    /// Gives up the reserved place, if there is one.
+    pub(super) fn release(&mut self, shared: &Shared) {
+        if std::mem::take(&mut self.reserved) {
+            shared.places().cancel_reserved();
+            shared.room.wake(1);
+            // A closing publisher waits for its places.
+            shared.notify();
+        }
+    }
+
+    fn poll_reserve(&mut self, shared: &Arc<Shared>, cx: &mut Context<'_>) -> Poll<Result<(), NoPlace>> {
+        if self.reserved {
+            return Poll::Ready(Ok(()));
+        }
+        let waiting = self.making_ready.get_mut();
+        let made = match waiting {
+            Some(waiting) => ready!(waiting.as_mut().poll(cx)),
+            None => match try_reserve(shared) {
+                Some(made) => made,
+                None => {
+                    // What `feed` accepted without a signal is what fills the queue.
+                    shared.pump();
+                    let shared = Arc::clone(shared);
+                    let wait = async move { shared.room.wait_until(|| try_reserve(&shared)).await };
+                    ready!(waiting.insert(Box::pin(wait)).as_mut().poll(cx))
+                }
+            },
+        };
+        *waiting = None;
+        self.reserved = made.is_ok();
+        Poll::Ready(made)
+    }
+
+    fn poll_flush(&mut self, shared: &Arc<Shared>, cx: &mut Context<'_>) -> Poll<bool> {
+        let waiting = self.flushing.get_mut();
+        let flushed = match waiting {
+            Some(waiting) => ready!(waiting.as_mut().poll(cx)),
+            None => {
+                shared.pump();
+                let target = shared.flush_target();
+                match shared.flushed(target) {
+                    Some(flushed) => flushed,
+                    None => {
+                        let shared = Arc::clone(shared);
+                        let wait = async move { shared.flushed.wait_until(|| shared.flushed(target)).await };
+                        ready!(waiting.insert(Box::pin(wait)).as_mut().poll(cx))
+                    }
+                }
+            }
+        };
+        *waiting = None;
+        Poll::Ready(flushed)
+    }
+}
+
+/// `None`: not now. While a message waits in the heap for memory nobody gets a place, so that such are few.
+fn try_reserve(shared: &Shared) -> Option<Result<(), NoPlace>> {
+    if shared.starved_for().is_some() && !shared.is_closed() {
+        return None;
+    }
+    match shared.places().reserve() {
+        Err(NoPlace::Full) => None,
+        reserved => Some(reserved),
+    }
+}
+
+/// `start_send` is the acceptance: what `feed` or `start_send` returned `Ok` for will be delivered, and what they did
+/// not return `Ok` for was not sent. `SinkExt::send` is `feed` and then `flush`: cancelled while it flushes, its message
+/// may have been accepted. (The inherent [`send`](ShmPublisher::send) has no such doubt.)
+///
+/// A message fed while the pool is at its cap waits in the heap until there is room for it in the pool; until then
+/// `poll_ready` is pending.
+impl<B: Payload> Sink<B> for ShmPublisher {
+    type Error = SinkError<B>;
+
+    fn poll_ready(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        let this = self.get_mut();
+        let reserved = ready!(this.sink.poll_reserve(&this.shared, cx));
+        Poll::Ready(reserved.map_err(|_| SinkError::new(SendErrorKind::Closed, None)))
+    }
+
+    fn start_send(self: Pin<&mut Self>, buf: B) -> Result<(), Self::Error> {
+        let this = self.get_mut();
+        assert!(std::mem::take(&mut this.sink.reserved), "start_send without a poll_ready that was ready");
+        let places = this.shared.places();
+        if places.use_reserved().is_err() {
+            places.cancel_reserved();
+            this.shared.notify();
+            return Err(SinkError::new(SendErrorKind::Closed, Some(buf)));
+        }
+        let queued = match this.stage_now(buf) {
+            Ok(mut staged) => {
+                let (slot, len) = staged.take();
+                Queued::Slot { slot, len }
+            }
+            Err((buf, SendErrorKind::Pool(TakeError::Full { .. }))) => Queued::Heap(buf.as_bytes().into()),
+            Err((buf, kind)) => {
+                places.give_back(1);
+                this.shared.room.wake(1);
+                return Err(SinkError::new(kind, Some(buf)));
+            }
+        };
+        this.shared.push(queued);
+        Ok(())
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        let this = self.get_mut();
+        match ready!(this.sink.poll_flush(&this.shared, cx)) {
+            true => Poll::Ready(Ok(())),
+            false => Poll::Ready(Err(SinkError::new(SendErrorKind::Closed, None))),
+        }
+    }
+
+    /// Flushes. The publisher closes when its last clone is dropped.
+    fn poll_close(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        Sink::<B>::poll_flush(self, cx)
+    }
+}
+
+impl fmt::Debug for SinkState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SinkState").field("reserved", &self.reserved).finish_non_exhaustive()
+    }
+}

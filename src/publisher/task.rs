@@ -1,0 +1,158 @@
+//! The tx task: it accepts subscribers, starts their tasks, and delivers what senders leave to it.
+
+use std::future::pending;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+use rustix::time::{
+    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
+};
+use tokio::task::JoinSet;
+
+use super::links;
+use super::shared::Shared;
+use crate::event::Waiter;
+use crate::pool::PooledSegment;
+use crate::reactor::Watched;
+use crate::sys::socket::Listener;
+use crate::topic::TopicDir;
+
+/// What the task owns. Dropped with it, finished or not: then nobody can find the publisher any more, and nobody waits
+/// for it in vain.
+pub(crate) struct TxTask {
+    shared: Arc<Shared>,
+    waiter: Waiter,
+    listener: Watched<Arc<Listener>>,
+    directory: TopicDir,
+    timer: Option<Watched<Timer>>,
+}
+
+impl TxTask {
+    /// # Panics
+    ///
+    /// Outside a tokio runtime, or in one whose I/O is not enabled.
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        waiter: Waiter,
+        listener: Arc<Listener>,
+        directory: TopicDir,
+    ) -> std::io::Result<Self> {
+        let timer = shared.config.evict_after.map(|_| Timer::new()).transpose()?;
+        let timer = timer.map(Watched::register).transpose()?;
+        Ok(Self { listener: Watched::register(listener)?, shared, waiter, directory, timer })
+    }
+
+    pub(crate) async fn run(self) {
+        let shared = Arc::clone(&self.shared);
+        let mut links = JoinSet::new();
+        loop {
+            for new in std::mem::take(&mut *shared.new_links.lock()) {
+                links.spawn(links::serve(Arc::clone(&shared), new));
+            }
+            while links.try_join_next().is_some() {}
+            if shared.has_ended() {
+                return;
+            }
+            if shared.is_closed() {
+                // Nobody is to find us any more; who has connected already is still welcomed and told the count.
+                self.withdraw();
+                if shared.try_finish() {
+                    return;
+                }
+            }
+            self.set_timer();
+            tokio::select! {
+                _ = self.waiter.wait_async() => {}
+                ready = self.listener.readable() => match ready {
+                    Ok(mut ready) => {
+                        ready.clear_ready();
+                        shared.acceptor.accept_pending(&shared);
+                    }
+                    Err(error) => {
+                        tracing::error!(%error, "the runtime's I/O is gone");
+                        return;
+                    }
+                },
+                Some(_) = links.join_next() => {}
+                segment = self.feed() => *shared.fed.lock() = segment,
+                () = self.time_out() => {}
+            }
+            shared.pump();
+        }
+    }
+
+    /// Waits for a slot for the message that waits in the heap, if one does.
+    async fn feed(&self) -> Option<PooledSegment> {
+        let Some(len) = self.shared.starved_for() else { return pending().await };
+        let shared = &self.shared;
+        match shared.pool.take_until(len, || shared.has_ended()).await {
+            Some(Ok(segment)) => Some(segment),
+            Some(Err(error)) => {
+                tracing::warn!(%error, "a message that a sink accepted waits for memory");
+                // It is tried again with whatever happens next: a release, a send, a subscriber that goes.
+                pending().await
+            }
+            None => None,
+        }
+    }
+
+    /// Takes the socket out of the topic's directory.
+    fn withdraw(&self) {
+        if let Err(error) = self.directory.withdraw(self.shared.config.id) {
+            tracing::debug!(%error, "the publisher's socket stays behind until the next bind or connect");
+        }
+    }
+
+    fn set_timer(&self) {
+        if let Some(timer) = &self.timer
+            && let Some(due) = self.shared.evict()
+        {
+            timer.get().set(due.max(1));
+        }
+    }
+
+    async fn time_out(&self) {
+        match &self.timer {
+            Some(timer) => match timer.readable().await {
+                Ok(mut ready) => ready.clear_ready(),
+                Err(_) => pending().await,
+            },
+            None => pending().await,
+        }
+    }
+}
+
+impl Drop for TxTask {
+    fn drop(&mut self) {
+        self.withdraw();
+        self.shared.die();
+    }
+}
+
+/// A timer of our own: the runtime's may not be enabled.
+struct Timer(OwnedFd);
+
+impl Timer {
+    fn new() -> std::io::Result<Self> {
+        let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
+        Ok(Self(timerfd_create(TimerfdClockId::Monotonic, flags)?))
+    }
+
+    fn set(&self, nanoseconds: u64) {
+        let zero = Timespec { tv_sec: 0, tv_nsec: 0 };
+        let value = Timespec {
+            tv_sec: i64::try_from(nanoseconds / 1_000_000_000).unwrap_or(i64::MAX),
+            tv_nsec: (nanoseconds % 1_000_000_000) as _,
+        };
+        let timer = Itimerspec { it_interval: zero, it_value: value };
+        if let Err(error) = timerfd_settime(&self.0, TimerfdTimerFlags::empty(), &timer) {
+            tracing::error!(%error, "cannot set the timer for stuck subscribers");
+        }
+    }
+}
+
+impl AsFd for Timer {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}

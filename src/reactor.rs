@@ -1,0 +1,55 @@
+//! File descriptors on tokio's reactor.
+#![allow(unsafe_code)]
+
+use std::io;
+use std::ops::Deref;
+use std::os::fd::{AsFd, AsRawFd, RawFd};
+
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+/// A descriptor by its owner, which keeps it open and the same for as long as it is registered.
+#[derive(Debug)]
+pub(crate) struct Registered<T> {
+    raw: RawFd,
+    owner: T,
+}
+
+impl<T> AsRawFd for Registered<T> {
+    fn as_raw_fd(&self) -> RawFd {
+        self.raw
+    }
+}
+
+/// `T`'s descriptor, watched by the current runtime's reactor.
+#[derive(Debug)]
+pub(crate) struct Watched<T>(AsyncFd<Registered<T>>);
+
+impl<T: AsFd> Watched<T> {
+    /// Registers `owner`'s descriptor for reading, edge-triggered.
+    ///
+    /// # Panics
+    ///
+    /// Outside a tokio runtime, or in one whose I/O is not enabled.
+    pub(crate) fn register(owner: T) -> io::Result<Self> {
+        let raw = owner.as_fd().as_raw_fd();
+        let registered = Registered { raw, owner };
+        // SAFETY: the descriptor number never changes and stays open until `owner` is dropped, which happens only
+        // with or after the `AsyncFd` that has it: `Registered` gives no access by value or `&mut`, and the owners
+        // that this crate passes (`OwnedFd` wrappers and `Arc`s of them) do not replace their descriptor.
+        let watched = unsafe { AsyncFd::register_with_interest(registered, Interest::READABLE) };
+        watched.map(Self).map_err(|error| error.into_parts().1)
+    }
+
+    pub(crate) fn get(&self) -> &T {
+        &self.0.get_ref().owner
+    }
+}
+
+impl<T> Deref for Watched<T> {
+    type Target = AsyncFd<Registered<T>>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.0
+    }
+}

@@ -1,0 +1,88 @@
+//! One shared-memory object of the pool: its mapping, its descriptor, its number, and the bytes it is charged with.
+//!
+//! It does not know who uses its slots; the pool hands those out, and the last one to go frees the object.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::budget::Reservation;
+use crate::sys::memory::{self, Backing, CreateOptions, Mapping, MemoryError};
+
+/// Ids are never used twice in a process, so that a receiver can never mistake a new segment for an old one.
+static NEXT_ID: AtomicU64 = AtomicU64::new(1);
+
+/// A mapped shared-memory object that the pool cuts into slots.
+#[derive(Debug)]
+pub(crate) struct Segment {
+    id: u64,
+    mapping: Mapping,
+    fd: OwnedFd,
+    backing: Backing,
+    slots: usize,
+    /// How often each slot was taken: written by the slot's only holder, so a plain load and store will do.
+    takes: Box<[AtomicU64]>,
+    /// Takes of all segments of this class that are gone.
+    past_takes: Arc<AtomicU64>,
+    // Last, so that the bytes are free again only after the mapping is gone.
+    reservation: Reservation,
+}
+
+impl Segment {
+    /// Makes an object of the reservation's length, mapped for writing.
+    pub(crate) fn create(
+        reservation: Reservation,
+        slots: usize,
+        options: &CreateOptions,
+        past_takes: Arc<AtomicU64>,
+    ) -> Result<Self, MemoryError> {
+        let len = usize::try_from(reservation.len()).unwrap_or(usize::MAX);
+        let (fd, mapping) = memory::create(len, options)?;
+        let takes = (0..slots).map(|_| AtomicU64::new(0)).collect();
+        let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
+        Ok(Self { id, mapping, fd, backing: options.backing, slots, takes, past_takes, reservation })
+    }
+
+    pub(crate) fn id(&self) -> u64 {
+        self.id
+    }
+
+    pub(crate) fn len(&self) -> u64 {
+        self.reservation.len()
+    }
+
+    pub(crate) fn backing(&self) -> Backing {
+        self.backing
+    }
+
+    pub(crate) fn slots(&self) -> usize {
+        self.slots
+    }
+
+    pub(crate) fn mapping(&self) -> &Mapping {
+        &self.mapping
+    }
+
+    /// Counts one take of slot `index`, by its only holder.
+    pub(crate) fn count_take(&self, index: usize) {
+        let takes = &self.takes[index];
+        takes.store(takes.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn takes(&self) -> u64 {
+        self.takes.iter().map(|takes| takes.load(Ordering::Relaxed)).sum()
+    }
+}
+
+impl AsFd for Segment {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+impl Drop for Segment {
+    fn drop(&mut self) {
+        self.past_takes.fetch_add(self.takes(), Ordering::Relaxed);
+        self.reservation.budget().count_retired();
+    }
+}

@@ -1,0 +1,98 @@
+//! [`ShmSubscriberBuilder`]: settings of a subscriber, and connecting it.
+
+use std::path::PathBuf;
+
+use super::busy::Busy;
+use super::core::Core;
+use super::{BusyPoll, ConnectError, ShmSubscriber};
+use crate::OnFull;
+use crate::topic::{DiscoveryError, RuntimeDir, TopicName, TopicWatch};
+
+const MAX_DEPTH: u32 = 65_536;
+
+/// Settings of a [`ShmSubscriber`]; made by [`ShmSubscriber::builder`].
+#[derive(Debug, Clone)]
+#[must_use = "a builder does nothing until connect is called"]
+pub struct ShmSubscriberBuilder {
+    topic: String,
+    depth: u32,
+    on_full: Option<OnFull>,
+    busy_poll: BusyPoll,
+    end_with_last_publisher: bool,
+    runtime_dir: Option<PathBuf>,
+}
+
+impl ShmSubscriberBuilder {
+    pub(super) fn new(topic: &str) -> Self {
+        Self {
+            topic: topic.to_owned(),
+            depth: 64,
+            on_full: None,
+            busy_poll: BusyPoll::default(),
+            end_with_last_publisher: false,
+            runtime_dir: None,
+        }
+    }
+
+    /// How many messages of each publisher may be queued for this subscriber or held by it. Default 64, from 1 to
+    /// 65,536.
+    ///
+    /// Messages that are held count: with `depth` samples in hand nothing more comes.
+    pub fn depth(mut self, messages: u32) -> Self {
+        self.depth = messages;
+        self
+    }
+
+    /// What happens to a message for which this subscriber has no room, where the publisher would wait. Default: the
+    /// publisher's choice.
+    pub fn on_full(mut self, on_full: OnFull) -> Self {
+        self.on_full = Some(on_full);
+        self
+    }
+
+    /// How long to look for a message before sleeping. Default adaptive, at most 50 µs.
+    pub fn busy_poll(mut self, busy_poll: BusyPoll) -> Self {
+        self.busy_poll = busy_poll;
+        self
+    }
+
+    /// Whether the stream ends when the last publisher has gone. Default `false`: it waits for the next one.
+    ///
+    /// It does not end before there was one.
+    pub fn end_with_last_publisher(mut self, end: bool) -> Self {
+        self.end_with_last_publisher = end;
+        self
+    }
+
+    /// The runtime directory, in place of `$TOKIO_SHM_DIR`, `$XDG_RUNTIME_DIR/tokio-shm` or the one in the temporary
+    /// directory.
+    pub fn runtime_dir(mut self, path: impl Into<PathBuf>) -> Self {
+        self.runtime_dir = Some(path.into());
+        self
+    }
+
+    /// Connects to the topic's publishers, and from then on to those that come.
+    ///
+    /// Needs no runtime. Every message sent after this has returned is received or counted, whether or not its
+    /// publisher has noticed this subscriber yet.
+    ///
+    /// # Errors
+    ///
+    /// [`ConnectError`]: a bad name or setting, a runtime directory that cannot be used or watched.
+    pub fn connect(self) -> Result<ShmSubscriber, ConnectError> {
+        let topic = TopicName::new(&self.topic)?;
+        if !(1..=MAX_DEPTH).contains(&self.depth) {
+            let (min, max, actual) = (1, u64::from(MAX_DEPTH), u64::from(self.depth));
+            return Err(ConnectError::OutOfBounds { what: "depth", min, max, actual });
+        }
+        let failed = |source| ConnectError::Io { topic: self.topic.clone(), source };
+        let runtime_dir = RuntimeDir::resolve(self.runtime_dir.as_deref()).map_err(DiscoveryError::from)?;
+        let watch = TopicWatch::new(&runtime_dir, &topic)?;
+        watch.dir().remove_stale()?;
+        let id = crate::sys::random::random_id().map_err(failed)?;
+        let busy = Busy::new(self.busy_poll);
+        let mut core = Core::new(watch, id, self.depth, self.on_full, busy, self.end_with_last_publisher);
+        core.scan()?;
+        Ok(ShmSubscriber { topic, core, watched: None })
+    }
+}

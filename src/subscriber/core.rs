@@ -1,0 +1,221 @@
+//! What a subscriber does whichever way it waits: connecting to publishers, taking turns among them, ending links.
+
+use std::collections::HashSet;
+
+use super::busy::Busy;
+use super::{RecvError, SubscriberStats};
+use crate::OnFull;
+use crate::buffer::ShmSample;
+use crate::link::{Ended, LinkRx, Next};
+use crate::proto::wire::RefusedReason;
+use crate::publisher::shared::Shared;
+use crate::sys::socket::{ConnectFailed, Connection};
+use crate::topic::{DiscoveryError, TopicWatch};
+
+pub(super) type Item = Result<ShmSample, RecvError>;
+
+/// A link and, in `W`, its registration with whatever waits for it.
+#[derive(Debug)]
+pub(super) struct Peer<W> {
+    pub(super) link: LinkRx,
+    pub(super) waits: W,
+}
+
+#[derive(Debug)]
+pub(super) struct Core<W> {
+    pub(super) watch: TopicWatch,
+    pub(super) peers: Vec<Peer<W>>,
+    /// Whose turn it is.
+    turn: usize,
+    pub(super) busy: Busy,
+    /// Counts returns to the runtime while looking.
+    pub(super) rounds: u32,
+    pub(super) stats: SubscriberStats,
+    id: u128,
+    depth: u32,
+    on_full: Option<OnFull>,
+    end_with_last: bool,
+    /// There has been a publisher.
+    had_publisher: bool,
+    /// Publishers that would not have us, or that we would not have any more: not tried again.
+    shunned: HashSet<u128>,
+}
+
+impl<W: Default> Core<W> {
+    pub(super) fn new(
+        watch: TopicWatch,
+        id: u128,
+        depth: u32,
+        on_full: Option<OnFull>,
+        busy: Busy,
+        end_with_last: bool,
+    ) -> Self {
+        Self {
+            watch,
+            peers: Vec::new(),
+            turn: 0,
+            busy,
+            rounds: 0,
+            stats: SubscriberStats::default(),
+            id,
+            depth,
+            on_full,
+            end_with_last,
+            had_publisher: false,
+            shunned: HashSet::new(),
+        }
+    }
+
+    /// Connects to the publishers in the topic's directory that it is not connected to yet.
+    pub(super) fn scan(&mut self) -> Result<(), DiscoveryError> {
+        let present = self.watch.dir().scan()?;
+        self.shunned.retain(|id| present.contains(id));
+        for id in present {
+            if self.shunned.contains(&id) || self.peers.iter().any(|peer| peer.link.publisher == id) {
+                continue;
+            }
+            let begun = match self.watch.dir().connect(id) {
+                Ok(connection) => self.begin(id, connection),
+                // Killed, or closing: somebody's next bind or connect removes what it left.
+                Err(ConnectFailed::Dead | ConnectFailed::Gone) => continue,
+                Err(ConnectFailed::Busy) => {
+                    tracing::warn!("a publisher has thousands of connections waiting; it is tried again when another comes");
+                    continue;
+                }
+                Err(ConnectFailed::Os(error)) => Err(error),
+            };
+            match begun {
+                Ok(link) => {
+                    self.had_publisher = true;
+                    self.peers.push(Peer { link, waits: W::default() });
+                }
+                Err(error) => tracing::warn!(%error, "cannot connect to a publisher"),
+            }
+        }
+        self.stats.publishers = self.peers.len();
+        Ok(())
+    }
+
+    fn begin(&self, publisher: u128, connection: Connection) -> std::io::Result<LinkRx> {
+        let mut link = LinkRx::begin(publisher, connection, self.depth, self.on_full, self.id)?;
+        if let Some(local) = Shared::local(publisher) {
+            // In our own process nobody else needs to run for it to accept us.
+            local.accept_now();
+            link.read_socket();
+        }
+        Ok(link)
+    }
+
+    /// The next thing that any publisher has for us, taking turns.
+    #[inline]
+    pub(super) fn next(&mut self) -> Option<Item> {
+        let count = self.peers.len();
+        for _ in 0..count {
+            if self.turn >= self.peers.len() {
+                self.turn = 0;
+            }
+            let at = self.turn;
+            self.turn += 1;
+            match self.peers[at].link.next() {
+                Next::Sample(sample) => {
+                    self.stats.received += 1;
+                    self.stats.bytes += sample.len() as u64;
+                    self.busy.found();
+                    return Some(Ok(sample));
+                }
+                Next::Lagged(missed) => {
+                    self.stats.lagged += missed;
+                    // The message after the gap comes next, not another publisher's.
+                    self.turn = at;
+                    return Some(Err(RecvError::Lagged(missed)));
+                }
+                // Contended: `has_something` goes on saying so, which keeps us from sleeping.
+                Next::Empty | Next::Contended => {}
+                Next::Ended(ended) => {
+                    if let Some(error) = self.end(at, ended) {
+                        return Some(Err(error));
+                    }
+                }
+            }
+        }
+        None
+    }
+
+    /// Whether there may be something, by a look at memory alone.
+    #[inline]
+    pub(super) fn has_something(&self) -> bool {
+        self.peers.iter().any(|peer| peer.link.has_something())
+    }
+
+    /// Whether nothing will ever come any more.
+    pub(super) fn is_over(&self) -> bool {
+        self.end_with_last && self.had_publisher && self.peers.is_empty()
+    }
+
+    pub(super) fn established(&self) -> usize {
+        self.peers.iter().filter(|peer| peer.link.is_established()).count()
+    }
+
+    /// Reads the directory's changes, and connects to who has come.
+    pub(super) fn read_watch(&mut self) -> Result<(), DiscoveryError> {
+        if self.watch.changes()? { self.scan() } else { Ok(()) }
+    }
+
+    pub(super) fn arm(&mut self) {
+        for peer in &mut self.peers {
+            peer.link.arm();
+        }
+    }
+
+    pub(super) fn disarm(&mut self) {
+        for peer in &mut self.peers {
+            peer.link.disarm();
+        }
+    }
+
+    /// Leaves every link; samples that are still held keep theirs open.
+    pub(super) fn leave(&mut self) {
+        for peer in self.peers.drain(..) {
+            drop(peer.waits);
+            peer.link.leave();
+        }
+        if let Err(error) = self.watch.dir().leave() {
+            tracing::debug!(%error, "the topic's directory stays behind");
+        }
+    }
+
+    #[cold]
+    fn end(&mut self, at: usize, ended: Ended) -> Option<RecvError> {
+        let Peer { link, waits } = self.peers.swap_remove(at);
+        let publisher = link.publisher;
+        let was_established = link.is_established();
+        drop(waits);
+        link.leave();
+        self.stats.publishers = self.peers.len();
+        match ended {
+            // One that went before it knew of us had nothing for us.
+            Ended::Lost if !was_established => None,
+            Ended::Closed => None,
+            Ended::Lost => {
+                self.stats.publishers_lost += 1;
+                Some(RecvError::PublisherLost { publisher })
+            }
+            Ended::Refused(reason) => {
+                self.shunned.insert(publisher);
+                Some(match reason {
+                    RefusedReason::Stuck => RecvError::Evicted { publisher },
+                    reason => RecvError::Refused { publisher, reason: reason.to_string() },
+                })
+            }
+            Ended::Fault(fault) => {
+                self.shunned.insert(publisher);
+                Some(RecvError::PeerMisbehaved { publisher, fault })
+            }
+            Ended::Io(error) => {
+                tracing::warn!(%error, "cannot talk to a publisher any more");
+                self.stats.publishers_lost += 1;
+                Some(RecvError::PublisherLost { publisher })
+            }
+        }
+    }
+}

@@ -1,0 +1,100 @@
+//! What can go wrong when receiving, one type an operation.
+
+use crate::link::Fault;
+use crate::topic::{DiscoveryError, TopicError};
+
+/// Why [`ShmSubscriber::connect`](crate::ShmSubscriber::connect) failed. That there is no publisher yet is no error.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConnectError {
+    /// The topic's name cannot be used.
+    #[error(transparent)]
+    Topic(#[from] TopicError),
+    /// The topic cannot be opened in the runtime directory, or not watched for publishers to come.
+    #[error(transparent)]
+    Discovery(#[from] DiscoveryError),
+    /// A setting is out of its bounds.
+    #[error("{what} must be between {min} and {max}, not {actual}")]
+    OutOfBounds {
+        /// The setting.
+        what: &'static str,
+        /// Its least value.
+        min: u64,
+        /// Its greatest value.
+        max: u64,
+        /// What was asked for.
+        actual: u64,
+    },
+    /// The system refused something else that a subscriber needs.
+    #[error("cannot subscribe to topic {topic:?}")]
+    Io {
+        /// The topic.
+        topic: String,
+        /// Why.
+        source: std::io::Error,
+    },
+}
+
+/// Why there is no message, or not the next one.
+///
+/// Only [`Closed`](Self::Closed) and [`Io`](Self::Io) are for good; after every other error the subscriber goes on,
+/// and is connected to a publisher that comes back.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RecvError {
+    /// So many messages of a publisher were dropped because this subscriber was full, or were sent while it was being
+    /// connected. The next message of that publisher is the one after them.
+    #[error("{0} messages were missed; receive faster, raise depth, or choose OnFull::Wait")]
+    Lagged(u64),
+    /// A publisher is gone without closing, killed most likely: messages that it had accepted may be missing.
+    #[error("publisher {publisher:032x} was lost; messages that it had accepted may be missing")]
+    PublisherLost {
+        /// The id of the publisher.
+        publisher: u128,
+    },
+    /// A publisher disconnected this subscriber because it kept senders waiting for too long.
+    #[error("publisher {publisher:032x} disconnected us for being stuck; receive faster or choose OnFull::DropOldest")]
+    Evicted {
+        /// The id of the publisher.
+        publisher: u128,
+    },
+    /// A publisher would not have this subscriber.
+    #[error("publisher {publisher:032x} refused the connection: {reason}")]
+    Refused {
+        /// The id of the publisher.
+        publisher: u128,
+        /// What it said.
+        reason: String,
+    },
+    /// A publisher broke the protocol and was disconnected.
+    #[error("publisher {publisher:032x} was disconnected because it {fault}")]
+    PeerMisbehaved {
+        /// The id of the publisher.
+        publisher: u128,
+        /// What it did.
+        #[source]
+        fault: Fault,
+    },
+    /// The last publisher has closed; only with
+    /// [`end_with_last_publisher`](crate::ShmSubscriberBuilder::end_with_last_publisher).
+    #[error("the last publisher has closed the topic")]
+    Closed,
+    /// The time given ran out; only from the calls that take one.
+    #[error("no message came in time")]
+    TimedOut,
+    /// The system refused something that receiving cannot go on without.
+    #[error("cannot receive any more")]
+    Io(#[from] std::io::Error),
+}
+
+/// Why [`ShmSubscriber::try_recv`](crate::ShmSubscriber::try_recv) has no message.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TryRecvError {
+    /// There is none now.
+    #[error("there is no message now")]
+    Empty,
+    /// What [`recv`](crate::ShmSubscriber::recv) would have returned.
+    #[error(transparent)]
+    Recv(#[from] RecvError),
+}

@@ -1,0 +1,277 @@
+//! Waiting for a message: on tokio's reactor, or on this thread with `poll(2)`.
+//!
+//! Both do the same in the same order: look; register for wake-ups; ask the publishers to ring; look once more; sleep.
+//! A ring that comes after the second look finds us registered, one before it left its message for that look to find.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use super::RecvError;
+use super::core::{Core, Item};
+use crate::reactor::Watched;
+use crate::sys::socket::Connection;
+use crate::topic::DiscoveryError;
+
+/// Looks at memory between two returns to the runtime.
+const LOOKS: usize = 16;
+/// Returns to the runtime between two looks at sockets and the directory, while looking at memory.
+const ROUNDS: u32 = 64;
+
+/// A link's registrations with tokio's reactor: made at the first wait, of duplicates where the link keeps its own.
+#[derive(Debug, Default)]
+pub(super) struct Waits {
+    socket: Option<Watched<Arc<Connection>>>,
+    bell: Option<Watched<OwnedFd>>,
+}
+
+impl Core<Waits> {
+    /// Polls for the next item; `None` once it is over.
+    pub(super) fn poll_next(
+        &mut self,
+        watched: &mut Option<Watched<OwnedFd>>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Item>> {
+        if let Some(item) = self.next() {
+            return Poll::Ready(Some(item));
+        }
+        if self.busy.look_again() {
+            for _ in 0..LOOKS {
+                if self.has_something()
+                    && let Some(item) = self.next()
+                {
+                    return Poll::Ready(Some(item));
+                }
+                std::hint::spin_loop();
+            }
+            self.rounds = self.rounds.wrapping_add(1);
+            if self.rounds.is_multiple_of(ROUNDS) {
+                // Publishers come and go without touching the memory that we look at.
+                if let Err(error) = self.poll_events(watched, cx) {
+                    return Poll::Ready(Some(Err(error)));
+                }
+                if self.is_over() {
+                    return Poll::Ready(None);
+                }
+            }
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        self.poll_asleep(watched, cx)
+    }
+
+    #[cold]
+    fn poll_asleep(
+        &mut self,
+        watched: &mut Option<Watched<OwnedFd>>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Item>> {
+        loop {
+            let events = match self.poll_events(watched, cx) {
+                Ok(events) => events,
+                Err(error) => return Poll::Ready(Some(Err(error))),
+            };
+            self.arm();
+            let item = self.next();
+            if item.is_some() || self.is_over() {
+                self.disarm();
+                return Poll::Ready(item);
+            }
+            if self.has_something() {
+                self.disarm();
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            if !events {
+                self.busy.sleeps();
+                return Poll::Pending;
+            }
+        }
+    }
+
+    /// Handles what the reactor has seen and registers for more; `false` once there was nothing to handle, and the
+    /// task will be woken for whatever comes.
+    fn poll_events(
+        &mut self,
+        watched: &mut Option<Watched<OwnedFd>>,
+        cx: &mut Context<'_>,
+    ) -> Result<bool, RecvError> {
+        let mut any = false;
+        for peer in &mut self.peers {
+            let waits = &mut peer.waits;
+            if waits.socket.is_none() {
+                waits.socket = Some(Watched::register(Arc::clone(peer.link.connection()))?);
+            }
+            if poll_ready(&mut waits.socket, cx)? {
+                peer.link.read_socket();
+                any = true;
+            }
+            if waits.bell.is_none()
+                && let Some(bell) = peer.link.bell()
+            {
+                waits.bell = Some(Watched::register(bell.as_fd().try_clone_to_owned()?)?);
+                any = true;
+            }
+            any |= poll_ready(&mut waits.bell, cx)?;
+        }
+        if watched.is_none() {
+            *watched = Some(Watched::register(self.watch.as_fd().try_clone_to_owned()?)?);
+        }
+        if poll_ready(watched, cx)? {
+            self.read_watch().map_err(into_io)?;
+            any = true;
+        }
+        Ok(any)
+    }
+
+    /// Polls until `n` publishers have accepted us.
+    pub(super) fn poll_publishers(
+        &mut self,
+        n: usize,
+        watched: &mut Option<Watched<OwnedFd>>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(), RecvError>> {
+        loop {
+            if self.established() >= n {
+                return Poll::Ready(Ok(()));
+            }
+            match self.poll_events(watched, cx) {
+                Ok(true) => {}
+                Ok(false) => return Poll::Pending,
+                Err(error) => return Poll::Ready(Err(error)),
+            }
+        }
+    }
+
+    /// Reads what publishers and the directory have to say, without waiting.
+    pub(super) fn read_everything(&mut self) -> Result<(), RecvError> {
+        for peer in &mut self.peers {
+            peer.link.read_socket();
+        }
+        self.read_watch().map_err(into_io)
+    }
+
+    /// Waits on this thread; `None` once it is over, [`RecvError::TimedOut`] at the deadline.
+    pub(super) fn blocking_next(&mut self, deadline: Option<Instant>) -> Option<Item> {
+        loop {
+            if let Some(item) = self.next() {
+                return Some(item);
+            }
+            if self.busy.look_again() {
+                for _ in 0..LOOKS {
+                    std::hint::spin_loop();
+                }
+                self.rounds = self.rounds.wrapping_add(1);
+                if self.rounds.is_multiple_of(ROUNDS) {
+                    if let Err(error) = self.read_everything() {
+                        return Some(Err(error));
+                    }
+                    if self.is_over() {
+                        return None;
+                    }
+                }
+                // A clock read for each round of looks is cheap beside what it saves.
+                if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+                    return Some(Err(RecvError::TimedOut));
+                }
+                continue;
+            }
+            for peer in &self.peers {
+                if let Some(bell) = peer.link.bell() {
+                    // Before the look: what is rung for later is a new event.
+                    bell.clear();
+                }
+            }
+            self.arm();
+            if let Some(item) = self.next() {
+                self.disarm();
+                return Some(item);
+            }
+            if self.is_over() {
+                return None;
+            }
+            if self.has_something() {
+                self.disarm();
+                std::thread::yield_now();
+                continue;
+            }
+            self.busy.sleeps();
+            match self.sleep(deadline) {
+                Ok(true) => {}
+                Ok(false) => {
+                    self.disarm();
+                    return Some(self.next().unwrap_or(Err(RecvError::TimedOut)));
+                }
+                Err(error) => return Some(Err(error)),
+            }
+        }
+    }
+
+    /// Sleeps until something happens, and handles what concerns sockets and the directory; `false` at the deadline.
+    fn sleep(&mut self, deadline: Option<Instant>) -> Result<bool, RecvError> {
+        let timeout = match deadline {
+            None => None,
+            Some(deadline) => {
+                let left = deadline.saturating_duration_since(Instant::now());
+                if left.is_zero() {
+                    return Ok(false);
+                }
+                // Longer than the kernel can count is as good as for ever.
+                Timespec::try_from(left).ok()
+            }
+        };
+        let (sockets, directory) = {
+            let mut fds: Vec<PollFd<'_>> = Vec::with_capacity(2 * self.peers.len() + 1);
+            fds.push(readable(self.watch.as_fd()));
+            fds.extend(self.peers.iter().map(|peer| readable(peer.link.as_fd())));
+            fds.extend(self.peers.iter().filter_map(|peer| peer.link.bell()).map(|bell| readable(bell.as_fd())));
+            match poll(&mut fds, timeout.as_ref()) {
+                Ok(0) => return Ok(false),
+                Ok(_) => {}
+                Err(rustix::io::Errno::INTR) => return Ok(true),
+                Err(error) => return Err(io::Error::from(error).into()),
+            }
+            let happened = |fd: &PollFd<'_>| !fd.revents().is_empty();
+            let sockets: Vec<bool> = fds[1..=self.peers.len()].iter().map(happened).collect();
+            (sockets, happened(&fds[0]))
+        };
+        for (peer, _) in self.peers.iter_mut().zip(sockets).filter(|(_, happened)| *happened) {
+            peer.link.read_socket();
+        }
+        if directory {
+            self.read_watch().map_err(into_io)?;
+        }
+        Ok(true)
+    }
+}
+
+fn readable(fd: BorrowedFd<'_>) -> PollFd<'_> {
+    PollFd::from_borrowed_fd(fd, PollFlags::IN)
+}
+
+/// Whether the descriptor has become ready since it was last asked; only if not, the task will be woken when it does.
+///
+/// The readiness is cleared before anybody looks: what comes later is a new event.
+fn poll_ready<T: AsFd>(watched: &mut Option<Watched<T>>, cx: &mut Context<'_>) -> Result<bool, RecvError> {
+    let Some(registered) = watched else { return Ok(false) };
+    match registered.poll_read_ready(cx) {
+        Poll::Pending => Ok(false),
+        Poll::Ready(Ok(mut ready)) => {
+            ready.clear_ready();
+            Ok(true)
+        }
+        Poll::Ready(Err(_)) => {
+            // The runtime that it was registered with is gone: register with the present one.
+            *watched = None;
+            Ok(true)
+        }
+    }
+}
+
+fn into_io(error: DiscoveryError) -> RecvError {
+    RecvError::Io(io::Error::other(error))
+}

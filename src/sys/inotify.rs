@@ -1,0 +1,284 @@
+//! Watching directories, with one inotify instance for the whole process.
+//!
+//! inotify instances are few (128 for each user by default), so all watches of a process share one. It is made with the first
+//! [`DirectoryWatch`] and closed with the last.
+//!
+//! Sharing has a catch: whoever reads an event takes it from all. So events are read and handed out under one lock, into flags
+//! that each watch has for itself. And a watch cannot wait on the instance alone: a neighbour may empty it between the wake-up and
+//! the look, and the kernel, asked again, would say that there is nothing. Each watch therefore waits on an epoll instance of its
+//! own that hears both the instance and a bell, and who has read on behalf of others rings that bell.
+//!
+//! What changed is not said, only that something did: the directory has to be read anyway, as events may be lost.
+
+mod error;
+#[cfg(test)]
+mod tests;
+
+pub use error::WatchError;
+
+use super::bell::{Bell, Ringer};
+use parking_lot::Mutex;
+use rustix::fs::inotify::{self, CreateFlags, ReadFlags, WatchFlags};
+use rustix::io::Errno;
+use std::collections::HashMap;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, Weak};
+
+/// What has happened in the directories of a watch since it was asked last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Changes {
+    /// Something was moved into one of the directories, or removed from it; or events were lost.
+    pub(crate) changed: bool,
+    /// One of the directories was moved or removed, and may not be watched any more: find out, and watch anew.
+    pub(crate) gone: bool,
+}
+
+/// A watch on a few directories, which can be exchanged for others.
+#[derive(Debug)]
+pub(crate) struct DirectoryWatch {
+    /// `None` only while being dropped.
+    shared: Option<Arc<Shared>>,
+    user: User,
+    bell: Bell,
+}
+
+impl DirectoryWatch {
+    /// A watch on no directory yet.
+    pub(crate) fn new() -> Result<Self, WatchError> {
+        let mut instance = INSTANCE.lock();
+        let shared = match instance.upgrade() {
+            Some(shared) => shared,
+            None => {
+                let shared = Arc::new(Shared::new()?);
+                *instance = Arc::downgrade(&shared);
+                shared
+            }
+        };
+        // On failure, `shared` is dropped before the lock's guard: locals go in reverse order.
+        let bell = shared.bell()?;
+        let user = shared.watches.lock().join();
+        Ok(Self { shared: Some(shared), user, bell })
+    }
+
+    /// Watches `dirs`, and no longer what it watched before. From the return on, no change of theirs is missed.
+    ///
+    /// # Errors
+    /// On failure it goes on watching what it watched before.
+    pub(crate) fn watch(&self, dirs: &[BorrowedFd<'_>]) -> Result<(), WatchError> {
+        self.shared().watch(self.user, dirs)
+    }
+
+    /// Reads all events there are, and says what they mean for this watch.
+    ///
+    /// To be called when [`as_fd`](AsFd::as_fd) is readable. A reactor's readiness is to be cleared *before* the call: what comes
+    /// later makes it ready anew.
+    pub(crate) fn take(&self) -> Result<Changes, WatchError> {
+        // Before reading, so that an event that comes in between lights it up again.
+        self.bell.clear();
+        self.shared().take(self.user)
+    }
+
+    fn shared(&self) -> &Shared {
+        // Taken out in `drop` only.
+        self.shared.as_deref().expect("the instance stays as long as the watch")
+    }
+}
+
+impl AsFd for DirectoryWatch {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.bell.as_fd()
+    }
+}
+
+impl Drop for DirectoryWatch {
+    fn drop(&mut self) {
+        // Under the lock, so that nobody makes a second instance while this one is still being closed.
+        let _instance = INSTANCE.lock();
+        if let Some(shared) = self.shared.take() {
+            shared.leave(self.user);
+        }
+    }
+}
+
+/// The instance in use, if any. It is only upgraded, and its last owner only dropped, under this lock.
+static INSTANCE: Mutex<Weak<Shared>> = Mutex::new(Weak::new());
+
+type User = u64;
+
+#[derive(Debug)]
+struct Shared {
+    inotify: OwnedFd,
+    /// Rung when somebody has read events that were meant for others.
+    ringer: Ringer,
+    watches: Mutex<Watches>,
+}
+
+/// The same mask for all: a directory that is watched twice has one watch in the kernel, with the mask given last.
+const EVENTS: WatchFlags = WatchFlags::MOVED_TO
+    .union(WatchFlags::DELETE)
+    .union(WatchFlags::DELETE_SELF)
+    .union(WatchFlags::MOVE_SELF)
+    .union(WatchFlags::ONLYDIR);
+
+/// Of what is read, what says that the directory itself is no longer there or no longer watched.
+const GONE: ReadFlags =
+    ReadFlags::DELETE_SELF.union(ReadFlags::MOVE_SELF).union(ReadFlags::UNMOUNT).union(ReadFlags::IGNORED);
+
+impl Shared {
+    fn new() -> Result<Self, WatchError> {
+        // First the one that can only fail for want of a descriptor: inotify gives the same EMFILE for two reasons.
+        let ringer = Ringer::new().map_err(WatchError::descriptor)?;
+        let inotify = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)
+            .map_err(|errno| WatchError::instance(errno, ringer.as_fd()))?;
+        Ok(Self { inotify, ringer, watches: Mutex::default() })
+    }
+
+    fn bell(&self) -> Result<Bell, WatchError> {
+        let bell = self.ringer.bell().map_err(WatchError::descriptor)?;
+        bell.also_hear(self.inotify.as_fd()).map_err(WatchError::descriptor)?;
+        Ok(bell)
+    }
+
+    fn watch(&self, user: User, dirs: &[BorrowedFd<'_>]) -> Result<(), WatchError> {
+        let mut watches = self.watches.lock();
+        // What is in the queue belongs to the watches of now; a number given out next may be one that it names.
+        self.dispatch(&mut watches, user)?;
+        let before = watches.of(user);
+        let mut added = Vec::with_capacity(dirs.len());
+        for dir in dirs {
+            let path = format!("/proc/self/fd/{}", dir.as_raw_fd());
+            match inotify::add_watch(&self.inotify, path, EVENTS) {
+                Ok(descriptor) => {
+                    watches.add(descriptor, user);
+                    added.push(descriptor);
+                }
+                Err(errno) => {
+                    added.retain(|descriptor| !before.contains(descriptor));
+                    self.remove(&mut watches, user, &added);
+                    return Err(WatchError::watch(errno));
+                }
+            }
+        }
+        let mut stale = before;
+        stale.retain(|descriptor| !added.contains(descriptor));
+        self.remove(&mut watches, user, &stale);
+        Ok(())
+    }
+
+    fn take(&self, user: User) -> Result<Changes, WatchError> {
+        let mut watches = self.watches.lock();
+        self.dispatch(&mut watches, user)?;
+        Ok(watches.users.get_mut(&user).map(std::mem::take).unwrap_or_default())
+    }
+
+    fn leave(&self, user: User) {
+        let mut watches = self.watches.lock();
+        let all = watches.of(user);
+        self.remove(&mut watches, user, &all);
+        watches.users.remove(&user);
+    }
+
+    fn remove(&self, watches: &mut Watches, user: User, descriptors: &[i32]) {
+        for &descriptor in descriptors {
+            if watches.remove(descriptor, user) {
+                // Fails when the directory has gone and the watch with it.
+                let _ = inotify::remove_watch(&self.inotify, descriptor);
+            }
+        }
+    }
+
+    /// Reads all events and notes them with those they concern; wakes the others if there are any besides `reader`.
+    fn dispatch(&self, watches: &mut Watches, reader: User) -> Result<(), WatchError> {
+        let mut buf = [MaybeUninit::<u8>::uninit(); 4096];
+        let mut events = inotify::Reader::new(&self.inotify, &mut buf);
+        let mut others = false;
+        let outcome = loop {
+            match events.next() {
+                Ok(event) => others |= watches.note(event.wd(), event.events(), reader),
+                Err(Errno::AGAIN) => break Ok(()),
+                Err(Errno::INTR) => {}
+                Err(errno) => break Err(WatchError::reading(errno)),
+            }
+        };
+        if others {
+            self.ringer.ring();
+        }
+        outcome
+    }
+}
+
+/// Who watches what. Small: a process has a handful of watches.
+#[derive(Debug, Default)]
+struct Watches {
+    last_user: User,
+    users: HashMap<User, Changes>,
+    /// By the kernel's watch descriptor.
+    by_descriptor: HashMap<i32, Vec<User>>,
+}
+
+impl Watches {
+    fn join(&mut self) -> User {
+        self.last_user += 1;
+        self.users.insert(self.last_user, Changes::default());
+        self.last_user
+    }
+
+    fn of(&self, user: User) -> Vec<i32> {
+        let watching = self.by_descriptor.iter().filter(|(_, users)| users.contains(&user));
+        watching.map(|(&descriptor, _)| descriptor).collect()
+    }
+
+    fn add(&mut self, descriptor: i32, user: User) {
+        let users = self.by_descriptor.entry(descriptor).or_default();
+        if !users.contains(&user) {
+            users.push(user);
+        }
+    }
+
+    /// `true` if nobody watches it any more.
+    fn remove(&mut self, descriptor: i32, user: User) -> bool {
+        let Some(users) = self.by_descriptor.get_mut(&descriptor) else { return false };
+        users.retain(|&other| other != user);
+        let unused = users.is_empty();
+        if unused {
+            self.by_descriptor.remove(&descriptor);
+        }
+        unused
+    }
+
+    /// `true` if it concerns anybody but `reader`.
+    fn note(&mut self, descriptor: i32, events: ReadFlags, reader: User) -> bool {
+        let gone = events.intersects(GONE);
+        let news = Changes { changed: true, gone };
+        if events.contains(ReadFlags::QUEUE_OVERFLOW) {
+            // Anything may have been lost, the news that a directory went away too.
+            return self.note_for(
+                self.users.keys().copied().collect(),
+                Changes { changed: true, gone: true },
+                reader,
+            );
+        }
+        // With IGNORED the kernel's watch is no more, and its number free for another. Should it have been given out again
+        // already, those watching are told to watch anew, which finds the right number.
+        let users = if events.contains(ReadFlags::IGNORED) {
+            self.by_descriptor.remove(&descriptor)
+        } else {
+            self.by_descriptor.get(&descriptor).cloned()
+        };
+        // None: the last events of a watch that was given up.
+        users.is_some_and(|users| self.note_for(users, news, reader))
+    }
+
+    fn note_for(&mut self, users: Vec<User>, news: Changes, reader: User) -> bool {
+        let mut others = false;
+        for user in users {
+            if let Some(changes) = self.users.get_mut(&user) {
+                changes.changed |= news.changed;
+                changes.gone |= news.gone;
+                others |= user != reader;
+            }
+        }
+        others
+    }
+}

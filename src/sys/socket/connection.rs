@@ -1,0 +1,167 @@
+//! One connection: packets, with descriptors.
+//!
+//! Of what a peer sends, nothing is left open that the caller has not been given.
+#![allow(unsafe_code)]
+
+use rustix::cmsg_space;
+use rustix::fd::AsFd;
+use rustix::io::{Errno, IoSlice, IoSliceMut};
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
+};
+use rustix::process::Pid;
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{BorrowedFd, OwnedFd};
+
+/// How many descriptors one packet may carry.
+pub(crate) const MAX_FDS: usize = 4;
+
+/// A connected socket. Dropping it is what the peer sees as the end.
+#[derive(Debug)]
+pub(crate) struct Connection {
+    fd: OwnedFd,
+}
+
+/// What [`Connection::recv`] found.
+#[derive(Debug)]
+pub(crate) enum Received {
+    /// Nothing, at present.
+    WouldBlock,
+    /// The peer has closed, or died; everything it sent has been received.
+    ///
+    /// Also an empty packet, which Linux does not tell from the end; nobody who follows the protocol sends one.
+    Eof,
+    /// One packet.
+    Packet {
+        /// How many bytes of the buffer it filled.
+        len: usize,
+        /// What it carried; at most [`MAX_FDS`], the rest has been closed.
+        fds: Vec<OwnedFd>,
+        /// It was longer than the buffer, or carried more descriptors than it may: the peer misbehaves.
+        truncated: bool,
+    },
+}
+
+/// Who is at the other end, as the kernel knows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct PeerCredentials {
+    /// The process that connected, or that listened; `None` when it has no number in our pid namespace.
+    pub(crate) pid: Option<Pid>,
+    /// Its effective user then; the overflow id (65534) when unmapped in our user namespace.
+    pub(crate) uid: u32,
+}
+
+impl Connection {
+    pub(super) fn new(fd: OwnedFd) -> Self {
+        Self { fd }
+    }
+
+    /// Sends one packet, whole or not at all. `false`: no room at present, nothing was sent.
+    ///
+    /// # Errors
+    /// `InvalidInput` for an empty packet or more than [`MAX_FDS`] descriptors. `BrokenPipe` or `ConnectionReset` when the
+    /// peer is gone. `ETOOMANYREFS` when this user has more descriptors under way in sockets than `RLIMIT_NOFILE`.
+    pub(crate) fn send(&self, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<bool> {
+        if bytes.is_empty() || fds.len() > MAX_FDS {
+            return Err(Errno::INVAL.into());
+        }
+        let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(MAX_FDS))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        if !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(fds)) {
+            return Err(Errno::INVAL.into());
+        }
+        loop {
+            match sendmsg(
+                &self.fd,
+                &[IoSlice::new(bytes)],
+                &mut control,
+                SendFlags::DONTWAIT | SendFlags::NOSIGNAL,
+            ) {
+                Ok(_) => return Ok(true),
+                Err(Errno::AGAIN) => return Ok(false),
+                Err(Errno::INTR) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+    }
+
+    /// Ends the connection for both sides, whoever else has the descriptor; what was sent can still be received.
+    pub(crate) fn shutdown(&self) {
+        // It fails only where the peer has ended it already.
+        let _ = rustix::net::shutdown(&self.fd, rustix::net::Shutdown::Both);
+    }
+
+    /// Takes the next packet.
+    ///
+    /// # Errors
+    /// `EMFILE` when this process had no descriptors left for those in the packet, which is then lost.
+    pub(crate) fn recv(&self, buf: &mut [u8]) -> io::Result<Received> {
+        // A little more room than needed (for alignment): what arrives beyond the limit is closed below.
+        let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(MAX_FDS))];
+        let (message, fds, too_many) = loop {
+            let mut control = RecvAncillaryBuffer::new(&mut space);
+            let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
+            match recvmsg(&self.fd, &mut [IoSliceMut::new(buf)], &mut control, flags) {
+                Ok(message) => {
+                    let (fds, too_many) = take_fds(&mut control);
+                    break (message, fds, too_many);
+                }
+                Err(Errno::AGAIN) => return Ok(Received::WouldBlock),
+                // The peer closed before it had read everything. Said once, and then come the packets it sent before.
+                Err(Errno::INTR | Errno::CONNRESET) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+        };
+        if message.bytes == 0 {
+            return Ok(Received::Eof);
+        }
+        let control_truncated = message.flags.contains(ReturnFlags::CTRUNC);
+        if control_truncated && fds.len() < MAX_FDS {
+            // There was room in the buffer: it is our own table that was full.
+            return Err(Errno::MFILE.into());
+        }
+        let truncated = control_truncated || too_many || message.flags.contains(ReturnFlags::TRUNC);
+        Ok(Received::Packet { len: message.bytes.min(buf.len()), fds, truncated })
+    }
+
+    /// Who connected (seen from the side that accepted), or who listened (seen from the side that connected).
+    ///
+    /// # Errors
+    /// Not on a connected socket.
+    pub(crate) fn peer_credentials(&self) -> io::Result<PeerCredentials> {
+        let credentials = rustix::net::sockopt::socket_peercred(&self.fd)?;
+        // The kernel says 0 for a process outside our pid namespace, which rustix's `Pid` has no value for: it is read
+        // as the plain number that it is in memory, before anything can take it for non-zero.
+        let pid = std::ptr::from_ref(&credentials.pid).cast::<i32>();
+        // SAFETY: `pid` points to a live `Pid`, which is a transparent wrapper of a `NonZeroI32`, and so has the size, alignment
+        // and (as the kernel filled it in) initialised bytes of an `i32`; both are rustix's documented layout.
+        let pid = unsafe { pid.read_volatile() };
+        Ok(PeerCredentials { pid: Pid::from_raw(pid), uid: credentials.uid.as_raw() })
+    }
+}
+
+impl AsFd for Connection {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+/// Takes out at most [`MAX_FDS`]; says whether there were more. Those are closed.
+fn take_fds(control: &mut RecvAncillaryBuffer<'_>) -> (Vec<OwnedFd>, bool) {
+    let mut fds = Vec::new();
+    let mut too_many = false;
+    for message in control.drain() {
+        if let RecvAncillaryMessage::ScmRights(received) = message {
+            for fd in received {
+                if fds.len() < MAX_FDS {
+                    fds.push(fd);
+                } else {
+                    too_many = true;
+                }
+            }
+        }
+    }
+    (fds, too_many)
+}

@@ -1,0 +1,34 @@
+//! For tests that need a process of their own: to count descriptors, to lower limits, to change the umask.
+
+use rustix::process::{Resource, Rlimit, setrlimit};
+
+/// Runs one ignored test of this binary in a child process, alone, and passes its failure on.
+pub(crate) fn run_alone(test: &str) {
+    let output = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", test, "--ignored", "--test-threads=1", "--nocapture"])
+        .stdin(std::process::Stdio::null())
+        .output()
+        .unwrap();
+    let text =
+        format!("{}\n{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{test} failed: {text}");
+    assert!(text.contains("1 passed"), "{test} was not found: {text}");
+}
+
+/// How many descriptors this process has open, not counting the one that this takes.
+pub(crate) fn open_descriptors() -> usize {
+    std::fs::read_dir("/proc/self/fd").unwrap().count() - 1
+}
+
+/// Sets a soft limit.
+pub(crate) fn set_limit(resource: Resource, current: u64) {
+    let maximum = rustix::process::getrlimit(resource).maximum;
+    setrlimit(resource, Rlimit { current: Some(current), maximum }).unwrap();
+}
+
+/// Gives up what root may do beyond limits and modes. Of the calling thread only, which a test's is.
+pub(crate) fn drop_capabilities() {
+    use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities};
+    let none = CapabilitySet::empty();
+    set_capabilities(None, CapabilitySets { effective: none, permitted: none, inheritable: none }).unwrap();
+}

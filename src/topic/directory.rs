@@ -1,0 +1,404 @@
+//! The directory of one topic: making it, the publishers in it, and removing it when it is empty.
+//!
+//! Whoever uses a topic makes its directories if need be, and whoever leaves removes those that are empty. So any of them may vanish at
+//! any time until something is in it, and everything here expects that and tries again. Nothing is locked: a directory is only
+//! ever removed by `rmdir`, which the kernel refuses while anything is in it, and files have random names which are never
+//! used twice, so that what has been found dead is dead for ever.
+//!
+//! Waits for nothing and tells nobody: that is the watch's task.
+
+use super::error::DiscoveryError;
+use super::name::TopicName;
+use super::runtime_dir::{DIRECTORY, RuntimeDir, make_private_dir};
+use crate::sys::socket::{self, ConnectFailed, Connection, Listener, Liveness, NEW_PREFIX};
+use rustix::fs::{AtFlags, Dir, Mode, OFlags, fstat, openat, statat, unlinkat};
+use rustix::io::Errno;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+const PUBLISHER_PREFIX: &str = ".pub-";
+
+/// How often a directory may be removed while it is being opened. Each time takes somebody who leaves at just that instant, so
+/// that this many is no accident.
+pub(super) const ATTEMPTS: usize = 1_000;
+
+/// The directory of a topic, open.
+#[derive(Debug)]
+pub(crate) struct TopicDir {
+    runtime: RuntimeDir,
+    name: TopicName,
+    /// One descriptor only, whatever the depth; parents are found again when they are needed.
+    fd: OwnedFd,
+}
+
+impl TopicDir {
+    /// Opens the topic's directory, and makes what is missing of it.
+    pub(crate) fn open(runtime: &RuntimeDir, name: &TopicName) -> Result<Self, DiscoveryError> {
+        let fd = open_chain(runtime, name)?;
+        Ok(Self { runtime: runtime.clone(), name: name.clone(), fd })
+    }
+
+    /// Opens it anew, if it was removed.
+    pub(crate) fn reopen(&mut self) -> Result<(), DiscoveryError> {
+        self.fd = open_chain(&self.runtime, &self.name)?;
+        Ok(())
+    }
+
+    /// The directory that this one is in.
+    pub(super) fn open_parent(&self) -> Result<OwnedFd, DiscoveryError> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        openat(&self.fd, "..", flags, Mode::empty())
+            .map_err(DiscoveryError::os("opening the topic's parent directory"))
+    }
+
+    /// Makes publisher `id` known, and able to be connected to, in that order reversed: it accepts before it is seen.
+    ///
+    /// `id` must be random: its name must never have been used.
+    pub(crate) fn publish(&mut self, id: u128) -> Result<Listener, DiscoveryError> {
+        let name = publisher_name(id);
+        for _ in 0..ATTEMPTS {
+            match Listener::bind(self.fd.as_fd(), &name) {
+                Ok(listener) => return Ok(listener),
+                // Removed under us: nothing can be made in it. (From the first file on, it stays.)
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound && self.is_removed()? => {
+                    self.reopen()?
+                }
+                Err(error) => return Err(DiscoveryError::io("making the publisher's socket")(error)),
+            }
+        }
+        Err(DiscoveryError::Contended { attempts: ATTEMPTS })
+    }
+
+    /// Makes publisher `id` unknown, and leaves.
+    pub(crate) fn withdraw(&self, id: u128) -> Result<(), DiscoveryError> {
+        self.remove_file(&publisher_name(id))?;
+        self.leave()
+    }
+
+    /// The publishers that have a name here; some may be dead.
+    pub(crate) fn scan(&self) -> Result<Vec<u128>, DiscoveryError> {
+        let names = self.own_files()?;
+        Ok(names.iter().filter_map(|name| publisher_id(name)).collect())
+    }
+
+    /// Connects to publisher `id`.
+    ///
+    /// # Errors
+    /// After [`ConnectFailed::Dead`] its name should be removed: [`remove_stale`](Self::remove_stale).
+    pub(crate) fn connect(&self, id: u128) -> Result<Connection, ConnectFailed> {
+        socket::connect(self.fd.as_fd(), &publisher_name(id))
+    }
+
+    /// Removes the names that dead processes have left behind here.
+    ///
+    /// Takes no lock: between finding a name dead and removing it, nobody can have taken that name again, as names are random and never
+    /// used twice. A name that is only being made may be found dead for an instant; its maker notices and makes another.
+    pub(crate) fn remove_stale(&self) -> Result<(), DiscoveryError> {
+        for name in self.own_files()? {
+            let found = socket::liveness(self.fd.as_fd(), &name)
+                .map_err(DiscoveryError::io("asking whether a publisher is alive"))?;
+            if found == Liveness::Dead {
+                self.remove_file(&name)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes the topic's directories as far up as they are empty, never the runtime directory itself.
+    ///
+    /// `self` stays open on what may be removed now.
+    pub(crate) fn leave(&self) -> Result<(), DiscoveryError> {
+        let root = self.runtime.open()?;
+        let mut path = relative_path(&self.name);
+        loop {
+            match unlinkat(&root, &*path, AtFlags::REMOVEDIR) {
+                // Somebody else was quicker, and may have been killed before they came to the next.
+                Ok(()) | Err(Errno::NOENT) => {}
+                // In use: by others, who remove it when they leave. (Or mounted on; or something that is none of ours.)
+                Err(Errno::NOTEMPTY | Errno::EXIST | Errno::BUSY | Errno::NOTDIR | Errno::LOOP) => {
+                    return Ok(());
+                }
+                Err(errno) => return Err(DiscoveryError::os("removing the topic's directory")(errno)),
+            }
+            match path.rfind('/') {
+                Some(slash) => path.truncate(slash),
+                None => return Ok(()),
+            }
+        }
+    }
+
+    /// Whether this is no longer the directory that the topic's name leads to.
+    ///
+    /// By where the name leads, not by the link count only: that is not to be relied upon on an overlay, and says nothing of a
+    /// directory that was moved away.
+    pub(crate) fn is_removed(&self) -> Result<bool, DiscoveryError> {
+        let failed = DiscoveryError::os("looking at the topic's directory");
+        let ours = fstat(&self.fd).map_err(&failed)?;
+        if ours.st_nlink == 0 {
+            return Ok(true);
+        }
+        let root = self.runtime.open()?;
+        match statat(&root, relative_path(&self.name), AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(named) => Ok((named.st_dev, named.st_ino) != (ours.st_dev, ours.st_ino)),
+            Err(Errno::NOENT | Errno::NOTDIR) => Ok(true),
+            Err(errno) => Err(failed(errno)),
+        }
+    }
+
+    fn remove_file(&self, name: &str) -> Result<(), DiscoveryError> {
+        match unlinkat(&self.fd, name, AtFlags::empty()) {
+            // A directory of that name is not ours to remove.
+            Ok(()) | Err(Errno::NOENT | Errno::ISDIR) => Ok(()),
+            Err(errno) => Err(DiscoveryError::os("removing a publisher's socket")(errno)),
+        }
+    }
+
+    /// The names of our own files here, as against the directories of topics further down.
+    fn own_files(&self) -> Result<Vec<String>, DiscoveryError> {
+        let failed = DiscoveryError::os("reading the topic's directory");
+        let entries = match Dir::read_from(&self.fd) {
+            Ok(entries) => entries,
+            // Removed: nothing is in it.
+            Err(Errno::NOENT) => return Ok(Vec::new()),
+            Err(errno) => return Err(failed(errno)),
+        };
+        let mut names = Vec::new();
+        for entry in entries {
+            let entry = match entry {
+                Ok(entry) => entry,
+                Err(Errno::NOENT) => break,
+                Err(errno) => return Err(failed(errno)),
+            };
+            if let Ok(name) = entry.file_name().to_str()
+                && (name.starts_with(PUBLISHER_PREFIX) || name.starts_with(NEW_PREFIX))
+            {
+                names.push(name.to_owned());
+            }
+        }
+        Ok(names)
+    }
+}
+
+impl AsFd for TopicDir {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+fn publisher_name(id: u128) -> String {
+    format!("{PUBLISHER_PREFIX}{id:032x}")
+}
+
+/// Only what `publisher_name` makes; `from_str_radix` alone would take `+1` too.
+fn publisher_id(name: &str) -> Option<u128> {
+    let id = u128::from_str_radix(name.strip_prefix(PUBLISHER_PREFIX)?, 16).ok()?;
+    (publisher_name(id) == name).then_some(id)
+}
+
+/// At most 401 bytes: far below what a path may have.
+fn relative_path(name: &TopicName) -> String {
+    name.components().collect::<Vec<_>>().join("/")
+}
+
+fn open_chain(runtime: &RuntimeDir, name: &TopicName) -> Result<OwnedFd, DiscoveryError> {
+    for _ in 0..ATTEMPTS {
+        if let Some(fd) = try_open_chain(runtime.open()?, name)? {
+            return Ok(fd);
+        }
+    }
+    Err(DiscoveryError::Contended { attempts: ATTEMPTS })
+}
+
+/// `None`: a directory was removed on the way.
+fn try_open_chain(root: OwnedFd, name: &TopicName) -> Result<Option<OwnedFd>, DiscoveryError> {
+    let mut dir = root;
+    for component in name.components() {
+        dir = match openat(&dir, &*component, DIRECTORY, Mode::empty()) {
+            Ok(next) => next,
+            Err(Errno::NOENT) => {
+                match make_private_dir(&dir, &*component) {
+                    Ok(()) | Err(Errno::EXIST) => {}
+                    // What it was to be made in is gone.
+                    Err(Errno::NOENT) => return Ok(None),
+                    Err(errno) => return Err(DiscoveryError::os("making the topic's directory")(errno)),
+                }
+                match openat(&dir, &*component, DIRECTORY, Mode::empty()) {
+                    Ok(next) => next,
+                    Err(Errno::NOENT) => return Ok(None),
+                    Err(errno) => return Err(DiscoveryError::os("opening the topic's directory")(errno)),
+                }
+            }
+            Err(errno) => return Err(DiscoveryError::os("opening the topic's directory")(errno)),
+        };
+    }
+    Ok(Some(dir))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::random::random_id;
+
+    struct Place {
+        keep: tempfile::TempDir,
+        runtime: RuntimeDir,
+    }
+
+    impl Place {
+        fn new() -> Self {
+            let keep = tempfile::tempdir().unwrap();
+            let runtime = RuntimeDir::resolve(Some(&keep.path().join("r"))).unwrap();
+            Self { keep, runtime }
+        }
+
+        fn topic(&self, name: &str) -> TopicDir {
+            TopicDir::open(&self.runtime, &TopicName::new(name).unwrap()).unwrap()
+        }
+
+        fn entries(&self) -> usize {
+            std::fs::read_dir(self.runtime.path()).unwrap().count()
+        }
+    }
+
+    #[test]
+    fn publisher_published_is_found_connected_to_and_withdrawn() {
+        let place = Place::new();
+        let id = random_id().unwrap();
+        let (mut ours, theirs) = (place.topic("camera/front"), place.topic("camera/front"));
+        assert_eq!(theirs.scan().unwrap(), []);
+        let listener = ours.publish(id).unwrap();
+        assert_eq!(theirs.scan().unwrap(), [id]);
+        let _connection = theirs.connect(id).unwrap();
+        assert!(listener.accept().unwrap().is_some());
+        theirs.leave().unwrap();
+        theirs.remove_stale().unwrap();
+        assert_eq!(theirs.scan().unwrap(), [id]);
+        assert!(!theirs.is_removed().unwrap());
+        ours.withdraw(id).unwrap();
+        assert_eq!(theirs.scan().unwrap(), []);
+        assert!(theirs.is_removed().unwrap());
+        assert_eq!(place.entries(), 0);
+        assert!(matches!(theirs.connect(id), Err(ConnectFailed::Gone)));
+    }
+
+    #[test]
+    fn publisher_that_died_is_removed_and_the_living_stays() {
+        let place = Place::new();
+        let mut topic = place.topic("a");
+        let (dead, alive) = (random_id().unwrap(), random_id().unwrap());
+        drop(topic.publish(dead).unwrap());
+        let _listener = topic.publish(alive).unwrap();
+        // Half made by somebody who died then, and a directory that only looks like ours.
+        std::fs::write(place.runtime.path().join("a/.new-0-x"), b"").unwrap();
+        std::fs::create_dir(place.runtime.path().join("a/.pub-dir")).unwrap();
+        assert!(matches!(topic.connect(dead), Err(ConnectFailed::Dead)));
+        topic.remove_stale().unwrap();
+        assert_eq!(topic.scan().unwrap(), [alive]);
+        assert!(!place.runtime.path().join("a/.new-0-x").exists());
+    }
+
+    #[test]
+    fn topic_inside_another_keeps_it_and_is_not_one_of_its_publishers() {
+        let place = Place::new();
+        let (mut inner, mut outer) = (place.topic("a/.pub-b"), place.topic("a"));
+        let (first, second) = (random_id().unwrap(), random_id().unwrap());
+        let _inner = inner.publish(first).unwrap();
+        let _outer = outer.publish(second).unwrap();
+        assert_eq!((inner.scan().unwrap(), outer.scan().unwrap()), (vec![first], vec![second]));
+        outer.withdraw(second).unwrap();
+        assert!(!outer.is_removed().unwrap());
+        inner.withdraw(first).unwrap();
+        assert!(outer.is_removed().unwrap());
+        assert_eq!(place.entries(), 0);
+    }
+
+    #[test]
+    fn publish_in_a_directory_removed_meanwhile_makes_it_anew() {
+        let place = Place::new();
+        let mut topic = place.topic("a/b/c");
+        let id = random_id().unwrap();
+        place.topic("a/b/c").leave().unwrap();
+        assert!(topic.is_removed().unwrap());
+        let _listener = topic.publish(id).unwrap();
+        assert_eq!(place.topic("a/b/c").scan().unwrap(), [id]);
+        // The whole runtime directory, too.
+        let mut other = place.topic("d");
+        std::fs::remove_dir_all(place.runtime.path()).unwrap();
+        assert!(other.is_removed().unwrap());
+        other.publish(random_id().unwrap()).unwrap();
+        assert_eq!(place.topic("d").scan().unwrap().len(), 1);
+    }
+
+    #[test]
+    fn names_at_the_limits_can_be_used_in_a_deep_runtime_directory() {
+        let place = Place::new();
+        let deep = place.keep.path().join("d".repeat(150)).join("e".repeat(150));
+        std::fs::create_dir_all(&deep).unwrap();
+        let runtime = RuntimeDir::resolve(Some(&deep.join("r"))).unwrap();
+        for name in
+            ["%".repeat(200), "/".repeat(200), ".".repeat(200), "+".repeat(200), "\u{1f980}".repeat(50)]
+        {
+            let mut topic = TopicDir::open(&runtime, &TopicName::new(&name).unwrap()).unwrap();
+            let id = random_id().unwrap();
+            let listener = topic.publish(id).unwrap();
+            let _connection = topic.connect(id).unwrap();
+            assert!(listener.accept().unwrap().is_some());
+            topic.withdraw(id).unwrap();
+            assert_eq!(std::fs::read_dir(runtime.path()).unwrap().count(), 0);
+        }
+    }
+
+    #[test]
+    fn link_in_place_of_a_topic_is_not_followed() {
+        let place = Place::new();
+        std::os::unix::fs::symlink("/tmp", place.runtime.path().join("a")).unwrap();
+        for name in ["a", "a/b"] {
+            let error = TopicDir::open(&place.runtime, &TopicName::new(name).unwrap()).unwrap_err();
+            assert!(matches!(error, DiscoveryError::Os { .. }), "{error:?}");
+        }
+    }
+
+    #[test]
+    fn publisher_ids_are_read_only_from_names_that_we_write() {
+        assert_eq!(publisher_id(&publisher_name(7)), Some(7));
+        for name in [
+            ".pub-",
+            ".pub-7",
+            ".pub-+0000000000000000000000000000007",
+            ".pub-0000000000000000000000000000000G",
+        ] {
+            assert_eq!(publisher_id(name), None, "{name}");
+        }
+        assert_eq!(publisher_id(&publisher_name(0xab).to_uppercase()), None);
+    }
+
+    #[test]
+    fn topics_opened_and_left_by_many_at_once_end_in_an_empty_directory() {
+        let place = Place::new();
+        std::thread::scope(|scope| {
+            for thread in 0..8 {
+                let place = &place;
+                scope.spawn(move || {
+                    for round in 0..500 {
+                        let mut topic = place.topic(["a", "a/b", "a/b/c", "a//b"][(thread + round) % 4]);
+                        match round % 3 {
+                            0 => topic.leave().unwrap(),
+                            1 => {
+                                let id = random_id().unwrap();
+                                let _listener = topic.publish(id).unwrap();
+                                assert!(topic.scan().unwrap().contains(&id));
+                                topic.withdraw(id).unwrap();
+                            }
+                            _ => {
+                                let id = random_id().unwrap();
+                                drop(topic.publish(id).unwrap());
+                                topic.remove_stale().unwrap();
+                                topic.leave().unwrap();
+                            }
+                        }
+                    }
+                });
+            }
+        });
+        assert_eq!(place.entries(), 0);
+    }
+}

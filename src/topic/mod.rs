@@ -1,0 +1,18 @@
+//! Topics: their names, where they live in the file system, and how publishers and subscribers of one find each other.
+//!
+//! A topic is a directory, a publisher a socket in it, and inotify says when one appears: no broker, no daemon, no thread. What
+//! is said over the sockets is not known here.
+
+mod directory;
+mod error;
+mod name;
+mod runtime_dir;
+mod watch;
+
+pub(crate) use directory::TopicDir;
+pub use error::DiscoveryError;
+pub use name::TopicError;
+pub(crate) use name::TopicName;
+pub(crate) use runtime_dir::RuntimeDir;
+pub use runtime_dir::RuntimeDirError;
+pub(crate) use watch::TopicWatch;

@@ -1,0 +1,272 @@
+//! The directory that all topics of a user live in: which it is, and whether it can be trusted.
+//!
+//! Its mode is the first gate: whoever cannot enter it can neither connect to a publisher nor pretend to be one. So it must belong
+//! to us and be closed to everybody else, before anything in it is looked at.
+
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, chmod, fstat, mkdirat, open, openat, statat};
+use rustix::io::Errno;
+use rustix::process::geteuid;
+use std::ffi::OsString;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// A directory that was found good once, and is checked again each time that it is opened.
+///
+/// Holds no descriptor, for those are few: it is opened for the short time that it is needed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct RuntimeDir {
+    path: Arc<Path>,
+}
+
+impl RuntimeDir {
+    /// The directory given; else `$TOKIO_SHM_DIR`; else `$XDG_RUNTIME_DIR/tokio-shm`; else `tokio-shm-<uid>` in the directory for
+    /// temporary files. Made if it does not exist (its parent must).
+    pub(crate) fn resolve(explicit: Option<&Path>) -> Result<Self, RuntimeDirError> {
+        let chosen = choose(explicit, |name| std::env::var_os(name), &std::env::temp_dir());
+        // Absolute, as the process may change its directory.
+        let path =
+            std::path::absolute(&chosen).map_err(|source| RuntimeDirError::Open { path: chosen, source })?;
+        let runtime = Self { path: path.into() };
+        runtime.open()?;
+        Ok(runtime)
+    }
+
+    /// Where it is.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Opens it, making it if need be, and checks that it is ours alone.
+    pub(crate) fn open(&self) -> Result<OwnedFd, RuntimeDirError> {
+        let failed =
+            |errno: Errno| RuntimeDirError::Open { path: self.path.to_path_buf(), source: errno.into() };
+        let fd = loop {
+            match open(&*self.path, DIRECTORY, Mode::empty()) {
+                Ok(fd) => break fd,
+                Err(Errno::NOENT) => match make_private_dir(CWD, &*self.path) {
+                    Ok(()) | Err(Errno::EXIST) => {}
+                    Err(source) => {
+                        return Err(RuntimeDirError::Create {
+                            path: self.path.to_path_buf(),
+                            source: source.into(),
+                        });
+                    }
+                },
+                // The last part is a symbolic link, or a file.
+                Err(Errno::LOOP | Errno::NOTDIR) if self.is_not_a_directory() => {
+                    return Err(RuntimeDirError::NotADirectory { path: self.path.to_path_buf() });
+                }
+                Err(errno) => return Err(failed(errno)),
+            }
+        };
+        let stat = fstat(&fd).map_err(failed)?;
+        self.check(stat.st_uid, stat.st_mode & 0o7777, geteuid().as_raw())?;
+        Ok(fd)
+    }
+
+    fn is_not_a_directory(&self) -> bool {
+        use rustix::fs::FileType;
+        let stat = statat(CWD, &*self.path, AtFlags::SYMLINK_NOFOLLOW);
+        stat.is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) != FileType::Directory)
+    }
+
+    fn check(&self, owner: u32, mode: u32, us: u32) -> Result<(), RuntimeDirError> {
+        if owner != us {
+            return Err(RuntimeDirError::Owner { path: self.path.to_path_buf(), owner, us });
+        }
+        if mode & 0o077 != 0 {
+            return Err(RuntimeDirError::Mode { path: self.path.to_path_buf(), mode });
+        }
+        Ok(())
+    }
+}
+
+/// How directories are opened: to be read, and never through a symbolic link in the last place.
+pub(super) const DIRECTORY: OFlags =
+    OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+
+/// Makes a directory that is its owner's alone from the first instant, and fully usable to the owner whatever the umask.
+pub(super) fn make_private_dir(
+    parent: impl std::os::fd::AsFd,
+    path: impl rustix::path::Arg,
+) -> Result<(), Errno> {
+    path.into_with_c_str(|path| {
+        mkdirat(&parent, path, Mode::RWXU)?;
+        // A umask such as 0177 takes from the owner, too. What is open cannot be exchanged for something else any more, so
+        // that the mode is set where it should be; opened as a path only, which needs no right to what is being repaired.
+        let made = openat(
+            &parent,
+            path,
+            OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC,
+            Mode::empty(),
+        );
+        let Ok(made) = made else { return Ok(()) };
+        let stat = fstat(&made)?;
+        if stat.st_mode & 0o700 != 0o700 && stat.st_uid == geteuid().as_raw() {
+            chmod(format!("/proc/self/fd/{}", made.as_raw_fd()), Mode::RWXU)?;
+        }
+        Ok(())
+    })
+}
+
+fn choose(explicit: Option<&Path>, env: impl Fn(&str) -> Option<OsString>, temp: &Path) -> PathBuf {
+    // Empty counts as not set, as for a shell.
+    let env = |name| env(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    if let Some(path) = explicit {
+        path.to_owned()
+    } else if let Some(path) = env("TOKIO_SHM_DIR") {
+        path
+    } else if let Some(path) = env("XDG_RUNTIME_DIR") {
+        path.join("tokio-shm")
+    } else {
+        temp.join(format!("tokio-shm-{}", geteuid().as_raw()))
+    }
+}
+
+/// The directory that all topics live in cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RuntimeDirError {
+    /// It does not exist and cannot be made.
+    #[error(
+        "cannot make the runtime directory {path:?}; its parent must exist and be writable, or name another directory in \
+         TOKIO_SHM_DIR"
+    )]
+    Create {
+        /// Its path.
+        path: PathBuf,
+        /// The error of the OS.
+        source: io::Error,
+    },
+    /// It exists and cannot be opened.
+    #[error("cannot open the runtime directory {path:?}")]
+    Open {
+        /// Its path.
+        path: PathBuf,
+        /// The error of the OS.
+        source: io::Error,
+    },
+    /// It is a file, or a symbolic link.
+    #[error(
+        "the runtime directory {path:?} is not a directory (a symbolic link will not do); remove it, or name another in \
+         TOKIO_SHM_DIR"
+    )]
+    NotADirectory {
+        /// Its path.
+        path: PathBuf,
+    },
+    /// It belongs to another user, who could listen in.
+    #[error(
+        "the runtime directory {path:?} belongs to user {owner}, but this process runs as user {us}; programs that are to \
+         meet must run as the same user, and name a directory of that user's in TOKIO_SHM_DIR"
+    )]
+    Owner {
+        /// Its path.
+        path: PathBuf,
+        /// The user it belongs to.
+        owner: u32,
+        /// The user of this process.
+        us: u32,
+    },
+    /// Others may enter it.
+    #[error(
+        "the runtime directory {path:?} has mode {mode:04o}, which lets other users in; run `chmod 700` on it"
+    )]
+    Mode {
+        /// Its path.
+        path: PathBuf,
+        /// Its permission bits.
+        mode: u32,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+
+    #[test]
+    fn directory_is_chosen_in_order_and_empty_counts_as_unset() {
+        let all = |name: &str| Some(OsString::from(format!("/{name}")));
+        let temp = Path::new("/t");
+        assert_eq!(choose(Some(Path::new("/e")), all, temp), Path::new("/e"));
+        assert_eq!(choose(None, all, temp), Path::new("/TOKIO_SHM_DIR"));
+        let empty_first =
+            |name: &str| (name != "TOKIO_SHM_DIR").then(|| "/run/user/7".into()).or(Some("".into()));
+        assert_eq!(choose(None, empty_first, temp), Path::new("/run/user/7/tokio-shm"));
+        let last = PathBuf::from(format!("/t/tokio-shm-{}", geteuid().as_raw()));
+        assert_eq!(choose(None, |_| Some("".into()), temp), last);
+        assert_eq!(choose(None, |_| None, temp), last);
+    }
+
+    #[test]
+    fn directory_missing_is_made_for_the_owner_alone() {
+        let base = tempfile::tempdir().unwrap();
+        let path = base.path().join("r");
+        let runtime = RuntimeDir::resolve(Some(&path)).unwrap();
+        assert_eq!(path.metadata().unwrap().mode() & 0o7777, 0o700);
+        // Removed behind our back, it is made anew.
+        std::fs::remove_dir(&path).unwrap();
+        runtime.open().unwrap();
+        assert!(matches!(
+            RuntimeDir::resolve(Some(&base.path().join("no/such"))),
+            Err(RuntimeDirError::Create { .. })
+        ));
+    }
+
+    #[test]
+    fn directory_that_others_can_enter_is_refused() {
+        let base = tempfile::tempdir().unwrap();
+        for mode in [0o701, 0o710, 0o777, 0o1770] {
+            std::fs::set_permissions(base.path(), std::fs::Permissions::from_mode(mode)).unwrap();
+            let error = RuntimeDir::resolve(Some(base.path())).unwrap_err();
+            assert!(matches!(error, RuntimeDirError::Mode { mode: found, .. } if found == mode));
+            assert!(
+                error.to_string().contains(&format!("{mode:04o}")) && error.to_string().contains("chmod 700")
+            );
+        }
+    }
+
+    #[test]
+    fn directory_of_another_user_is_refused() {
+        let runtime = RuntimeDir { path: Path::new("/r").into() };
+        let error = runtime.check(7, 0o700, 8).unwrap_err().to_string();
+        assert!(error.contains("\"/r\"") && error.contains("user 7") && error.contains("user 8"), "{error}");
+    }
+
+    #[test]
+    fn directory_behind_a_link_and_a_file_are_refused() {
+        let base = tempfile::tempdir().unwrap();
+        let link = base.path().join("link");
+        symlink(base.path(), &link).unwrap();
+        assert!(matches!(RuntimeDir::resolve(Some(&link)), Err(RuntimeDirError::NotADirectory { .. })));
+        let file = base.path().join("file");
+        std::fs::write(&file, b"").unwrap();
+        assert!(matches!(RuntimeDir::resolve(Some(&file)), Err(RuntimeDirError::NotADirectory { .. })));
+        let dangling = base.path().join("dangling");
+        symlink("/no/such", &dangling).unwrap();
+        assert!(matches!(RuntimeDir::resolve(Some(&dangling)), Err(RuntimeDirError::NotADirectory { .. })));
+    }
+
+    /// The umask belongs to the process.
+    #[test]
+    fn directory_made_under_any_umask_is_the_owners_alone() {
+        crate::sys::testing::run_alone("topic::runtime_dir::tests::child_umask");
+    }
+
+    #[test]
+    #[ignore = "the child half of directory_made_under_any_umask_is_the_owners_alone"]
+    fn child_umask() {
+        let base = tempfile::tempdir().unwrap();
+        // What root may do regardless would hide a mode that is too narrow. Our own files stay ours.
+        crate::sys::testing::drop_capabilities();
+        for mask in [0o000, 0o022, 0o177, 0o777] {
+            rustix::process::umask(Mode::from_raw_mode(mask));
+            let path = base.path().join(format!("{mask:o}"));
+            RuntimeDir::resolve(Some(&path)).unwrap();
+            assert_eq!(path.metadata().unwrap().mode() & 0o7777, 0o700);
+        }
+    }
+}

@@ -1,0 +1,116 @@
+//! Publishers and subscribers in one process: the handles' promises, one by one.
+
+mod support;
+
+use futures::{SinkExt, StreamExt};
+use support::{Dir, within};
+use tokio_shm::{OnFull, RecvError, ShmPoolConfig, TryRecvError};
+
+#[tokio::test]
+async fn message_sent_right_after_connect_is_received() {
+    let dir = Dir::new();
+    let publisher = dir.publisher("a/b").bind().unwrap();
+    let mut subscriber = dir.subscriber("a/b").connect().unwrap();
+    publisher.send(b"hello").await.unwrap();
+    let sample = within("recv", subscriber.recv()).await.unwrap();
+    assert_eq!((&*sample, sample.seq(), sample.publisher()), (&b"hello"[..], 0, publisher.id()));
+    drop((publisher, subscriber));
+    within("empty", support::until("directory", || std::fs::read_dir(dir.path()).unwrap().next().is_none())).await;
+}
+
+#[tokio::test]
+async fn many_messages_arrive_in_order() {
+    let dir = Dir::new();
+    let publisher = dir.publisher("t").bind().unwrap();
+    let mut subscriber = dir.subscriber("t").end_with_last_publisher(true).connect().unwrap();
+    let sender = tokio::spawn(async move {
+        for number in 0..10_000_u32 {
+            publisher.send(number.to_le_bytes()).await.unwrap();
+        }
+    });
+    let mut next = 0_u32;
+    while let Some(sample) = within("recv", subscriber.next()).await {
+        assert_eq!(&*sample.unwrap(), next.to_le_bytes());
+        next += 1;
+    }
+    assert_eq!(next, 10_000);
+    sender.await.unwrap();
+}
+
+#[tokio::test]
+async fn sink_feeds_and_flushes() {
+    let dir = Dir::new();
+    let mut publisher = dir.publisher("t").queue(4).bind().unwrap();
+    let mut subscriber = dir.subscriber("t").depth(100).connect().unwrap();
+    for number in 0..50_u8 {
+        publisher.feed(vec![number; 100]).await.unwrap();
+    }
+    SinkExt::<Vec<u8>>::flush(&mut publisher).await.unwrap();
+    for number in 0..50_u8 {
+        assert_eq!(&*within("recv", subscriber.recv()).await.unwrap(), [number; 100]);
+    }
+    assert!(matches!(subscriber.try_recv(), Err(TryRecvError::Empty)));
+}
+
+#[tokio::test]
+async fn drop_oldest_counts_exactly() {
+    let dir = Dir::new();
+    let publisher = dir.publisher("t").on_full(OnFull::DropOldest).bind().unwrap();
+    let mut subscriber = dir.subscriber("t").depth(4).connect().unwrap();
+    for number in 0..10_u8 {
+        publisher.send([number]).await.unwrap();
+    }
+    assert!(matches!(subscriber.recv().await, Err(RecvError::Lagged(6))));
+    for number in 6..10_u8 {
+        assert_eq!(&*subscriber.recv().await.unwrap(), [number]);
+    }
+}
+
+#[tokio::test]
+async fn drop_newest_tells_without_a_further_message() {
+    let dir = Dir::new();
+    let publisher = dir.publisher("t").on_full(OnFull::DropNewest).bind().unwrap();
+    let mut subscriber = dir.subscriber("t").depth(4).connect().unwrap();
+    for number in 0..10_u8 {
+        publisher.send([number]).await.unwrap();
+    }
+    for number in 0..4_u8 {
+        assert_eq!(&*subscriber.recv().await.unwrap(), [number]);
+    }
+    assert!(matches!(within("lag", subscriber.recv()).await, Err(RecvError::Lagged(6))));
+}
+
+#[tokio::test]
+async fn wait_blocks_until_a_sample_is_dropped() {
+    let dir = Dir::new();
+    let publisher = dir.publisher("t").queue(1).bind().unwrap();
+    let mut subscriber = dir.subscriber("t").depth(2).connect().unwrap();
+    let mut sent = 0_u8;
+    while publisher.try_send([sent]).is_ok() {
+        sent += 1;
+    }
+    assert_eq!(sent, 4, "two on the link, one at the head, one queued");
+    let held = subscriber.recv().await.unwrap();
+    assert!(publisher.try_send([sent]).is_err(), "held messages count");
+    drop(held);
+    within("send", publisher.send([sent])).await.unwrap();
+    for number in 1..=sent {
+        assert_eq!(&*within("recv", subscriber.recv()).await.unwrap(), [number]);
+    }
+}
+
+#[tokio::test]
+async fn loan_is_not_copied_and_returns_to_the_pool() {
+    let dir = Dir::new();
+    let publisher = dir.publisher("t").pool(ShmPoolConfig::new().max_bytes(1 << 20)).bind().unwrap();
+    let mut subscriber = dir.subscriber("t").connect().unwrap();
+    for round in 0..100_u8 {
+        let mut loan = publisher.loan(512 << 10).await.unwrap();
+        loan.fill(round);
+        within("send", publisher.send(loan)).await.unwrap();
+        let sample = within("recv", subscriber.recv()).await.unwrap();
+        assert!(sample.iter().all(|byte| *byte == round));
+    }
+    assert_eq!(publisher.stats().copied_bytes, 0);
+    assert!(publisher.pool().stats().bytes <= 1 << 20);
+}

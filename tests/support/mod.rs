@@ -1,0 +1,177 @@
+//! What the integration tests share: a runtime directory each, deadlines, and child processes that are this same test
+//! binary run again.
+#![allow(dead_code)] // Each test binary uses its own part.
+
+use std::future::Future;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+use tokio_shm::{ShmPublisher, ShmPublisherBuilder, ShmSubscriber, ShmSubscriberBuilder};
+
+/// No wait in any test is longer.
+pub const LIMIT: Duration = Duration::from_secs(60);
+
+/// A runtime directory of a test's own, which must be empty again at its end.
+pub struct Dir(TempDir);
+
+impl Dir {
+    pub fn new() -> Self {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        std::fs::set_permissions(&dir, std::fs::Permissions::from_mode(0o700)).expect("mode");
+        Self(dir)
+    }
+
+    pub fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    pub fn publisher(&self, topic: &str) -> ShmPublisherBuilder {
+        ShmPublisher::builder(topic).runtime_dir(self.path())
+    }
+
+    pub fn subscriber(&self, topic: &str) -> ShmSubscriberBuilder {
+        ShmSubscriber::builder(topic).runtime_dir(self.path())
+    }
+
+    /// Waits until nothing is left in it: the last publisher takes its socket away in the background.
+    pub fn assert_empties(&self) {
+        let empty = || std::fs::read_dir(self.path()).expect("runtime directory").next().is_none();
+        wait_until("the runtime directory is empty", empty);
+    }
+}
+
+/// Runs `future`, for no longer than the limit.
+pub async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
+    match tokio::time::timeout(LIMIT, future).await {
+        Ok(value) => value,
+        Err(_) => panic!("{what}: not within {LIMIT:?}"),
+    }
+}
+
+/// Looks until `condition` holds; for what happens in the background and has no event of its own.
+pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + LIMIT;
+    while !condition() {
+        assert!(Instant::now() < deadline, "{what}: not within {LIMIT:?}");
+        std::thread::yield_now();
+    }
+}
+
+/// The same, letting other tasks of this runtime run.
+pub async fn until(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + LIMIT;
+    while !condition() {
+        assert!(Instant::now() < deadline, "{what}: not within {LIMIT:?}");
+        tokio::task::yield_now().await;
+    }
+}
+
+const ROLE: &str = "TOKIO_SHM_TEST_ROLE";
+const DIRECTORY: &str = "TOKIO_SHM_TEST_DIR";
+
+/// Another process, running the test `role` of this binary, which begins by asking [`Role::of`].
+pub struct Peer {
+    child: Child,
+    stdin: Option<ChildStdin>,
+    stdout: BufReader<ChildStdout>,
+}
+
+impl Peer {
+    /// Starts it. `role` is the full name of a test in this binary.
+    pub fn start(role: &str, dir: &Dir) -> Self {
+        let mut child = Command::new(std::env::current_exe().expect("own path"))
+            .args(["--exact", role, "--nocapture", "--test-threads=1"])
+            .env(ROLE, role)
+            .env(DIRECTORY, dir.path())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("start a child");
+        let stdin = child.stdin.take();
+        let stdout = BufReader::new(child.stdout.take().expect("piped"));
+        Self { child, stdin, stdout }
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Waits for a line that begins with `> `, and returns the rest of it.
+    pub fn hear(&mut self) -> String {
+        loop {
+            let mut line = String::new();
+            let read = self.stdout.read_line(&mut line).expect("read from the child");
+            assert!(read > 0, "the child ended without a word");
+            // The test harness writes what test it runs without ending the line.
+            if let Some((_, said)) = line.split_once("> ") {
+                return said.trim_end().to_owned();
+            }
+        }
+    }
+
+    pub fn tell(&mut self, line: &str) {
+        writeln!(self.stdin.as_mut().expect("open"), "{line}").expect("write to the child");
+    }
+
+    /// Kills it with SIGKILL and waits for its end.
+    pub fn kill(&mut self) {
+        self.child.kill().expect("kill");
+        self.child.wait().expect("wait");
+    }
+
+    /// Waits until it has ended by itself, without a failure.
+    pub fn finish(mut self) {
+        drop(self.stdin.take());
+        let deadline = Instant::now() + LIMIT;
+        loop {
+            if let Some(status) = self.child.try_wait().expect("wait") {
+                assert!(status.success(), "the child failed: {status}");
+                return;
+            }
+            assert!(Instant::now() < deadline, "the child did not end within {LIMIT:?}");
+            std::thread::yield_now();
+        }
+    }
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// What a test that serves as a child process needs.
+pub struct Role {
+    pub dir: std::path::PathBuf,
+}
+
+impl Role {
+    /// `None` in the ordinary test run, where a role has nothing to do.
+    pub fn of(role: &str) -> Option<Self> {
+        (std::env::var(ROLE).ok()? == role).then(|| Self { dir: std::env::var_os(DIRECTORY).expect("set").into() })
+    }
+
+    pub fn say(&self, line: &str) {
+        println!("> {line}");
+    }
+
+    /// Waits for the parent's next line; `None` when it is gone or has no more to say.
+    pub fn hear(&self) -> Option<String> {
+        let mut line = String::new();
+        let read = std::io::stdin().read_line(&mut line).expect("read from the parent");
+        (read > 0).then(|| line.trim_end().to_owned())
+    }
+
+    pub fn publisher(&self, topic: &str) -> ShmPublisherBuilder {
+        ShmPublisher::builder(topic).runtime_dir(&self.dir)
+    }
+
+    pub fn subscriber(&self, topic: &str) -> ShmSubscriberBuilder {
+        ShmSubscriber::builder(topic).runtime_dir(&self.dir)
+    }
+}
