@@ -15,7 +15,8 @@ async fn message_sent_right_after_connect_is_received() {
     let sample = within("recv", subscriber.recv()).await.unwrap();
     assert_eq!((&*sample, sample.seq(), sample.publisher()), (&b"hello"[..], 0, publisher.id()));
     drop((publisher, subscriber));
-    within("empty", support::until("directory", || std::fs::read_dir(dir.path()).unwrap().next().is_none())).await;
+    within("empty", support::until("directory", || std::fs::read_dir(dir.path()).unwrap().next().is_none()))
+        .await;
 }
 
 #[tokio::test]

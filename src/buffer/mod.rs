@@ -5,7 +5,7 @@ mod payload;
 mod sample;
 
 pub use self::loan::ShmLoan;
-pub use self::payload::Payload;
 pub(crate) use self::payload::Home;
+pub use self::payload::Payload;
 pub use self::sample::ShmSample;
 pub(crate) use self::sample::{Hold, RemoteSegment};

@@ -80,7 +80,12 @@ impl ShmSample {
     /// The bytes at `range` of `segment`, held by `ticket`, whose hold the caller has begun.
     ///
     /// `range` must lie inside the mapping: a wrong one is refused.
-    pub(crate) fn new(segment: Arc<RemoteSegment>, range: Range<usize>, ticket: u32, seq: u64) -> Option<Self> {
+    pub(crate) fn new(
+        segment: Arc<RemoteSegment>,
+        range: Range<usize>,
+        ticket: u32,
+        seq: u64,
+    ) -> Option<Self> {
         if range.start > range.end || range.end > segment.mapping.len() {
             return None;
         }

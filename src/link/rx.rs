@@ -112,12 +112,7 @@ impl LinkRx {
         let on_full = on_full.map(Into::into);
         let hello = Frame::Hello(Hello { depth, on_full, connected_at_ns: monotonic_ns(), subscriber });
         connection.send(hello.encode(&mut [0; wire::FRAME_MAX]), &[])?;
-        Ok(Self {
-            publisher,
-            connection: Arc::new(connection),
-            established: None,
-            ended: None,
-        })
+        Ok(Self { publisher, connection: Arc::new(connection), established: None, ended: None })
     }
 
     pub(crate) fn is_established(&self) -> bool {

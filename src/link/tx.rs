@@ -265,8 +265,12 @@ impl LinkTx {
     }
 
     fn try_retire(&mut self) -> Result<(), LinkError> {
-        let gone: Vec<u64> =
-            self.announced.iter().filter(|(_, segment)| segment.strong_count() == 0).map(|(id, _)| *id).collect();
+        let gone: Vec<u64> = self
+            .announced
+            .iter()
+            .filter(|(_, segment)| segment.strong_count() == 0)
+            .map(|(id, _)| *id)
+            .collect();
         for id in gone {
             if !send(&self.connection, &Frame::Retire { id }, &[])? {
                 // It does not read; it will be told when the next segment goes.

@@ -255,6 +255,9 @@ impl PoolCore {
 
 impl std::fmt::Debug for PoolCore {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("PoolCore").field("config", &self.config).field("budget", &self.budget).finish_non_exhaustive()
+        f.debug_struct("PoolCore")
+            .field("config", &self.config)
+            .field("budget", &self.budget)
+            .finish_non_exhaustive()
     }
 }

@@ -23,7 +23,9 @@ pub enum TakeError {
         len: usize,
     },
     /// Longer than the whole pool may ever hold.
-    #[error("{len} bytes can never fit into a pool of {max_bytes} bytes; raise max_bytes or send it in pieces")]
+    #[error(
+        "{len} bytes can never fit into a pool of {max_bytes} bytes; raise max_bytes or send it in pieces"
+    )]
     TooLarge {
         /// The length asked for, in bytes.
         len: usize,

@@ -193,7 +193,8 @@ impl ShmSegmentPool {
             Ok(class) => class,
             Err(error) => return Some(Err(error)),
         };
-        let Some(found) = self.core.budget.gate.blocking_wait_until(deadline, || self.look(class, &stop)) else {
+        let Some(found) = self.core.budget.gate.blocking_wait_until(deadline, || self.look(class, &stop))
+        else {
             return Some(Err(TakeError::TimedOut { len }));
         };
         let slot = match found? {
@@ -228,21 +229,21 @@ impl ShmSegmentPool {
     ///
     /// If the caller is cancelled meanwhile, the finished segment is dropped as a `PooledSegment` and so goes idle.
     async fn create_elsewhere(&self, class: ClassIndex, room: Reservation) -> Result<Arc<Slot>, TakeError> {
-            let core = Arc::clone(&self.core);
-            let runtime = match tokio::runtime::Handle::try_current() {
-                Ok(runtime) if room.len() >= MAKE_ELSEWHERE => runtime,
-                _ => return core.create(class, room),
-            };
-            let making = runtime.spawn_blocking(move || {
-                let slot = core.create(class, room)?;
-                let len = slot.capacity();
-                Ok(PooledSegment::new(slot, len, core))
-            });
-            match making.await {
-                Ok(made) => made.map(PooledSegment::into_slot),
-                Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
-                // The runtime is shutting down: make it here.
-                Err(_) => self.find_or_create(class, class::size_of(class)),
-            }
+        let core = Arc::clone(&self.core);
+        let runtime = match tokio::runtime::Handle::try_current() {
+            Ok(runtime) if room.len() >= MAKE_ELSEWHERE => runtime,
+            _ => return core.create(class, room),
+        };
+        let making = runtime.spawn_blocking(move || {
+            let slot = core.create(class, room)?;
+            let len = slot.capacity();
+            Ok(PooledSegment::new(slot, len, core))
+        });
+        match making.await {
+            Ok(made) => made.map(PooledSegment::into_slot),
+            Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+            // The runtime is shutting down: make it here.
+            Err(_) => self.find_or_create(class, class::size_of(class)),
+        }
     }
 }

@@ -216,7 +216,8 @@ impl Delivery {
 
     /// Ends the links that have kept senders waiting since before `limit`, and says when the next one is due.
     pub(crate) fn evict(&mut self, limit: u64, pool: &PoolCore) {
-        let stuck = self.links.iter_mut().filter(|link| link.blocked_since.is_some_and(|since| since <= limit));
+        let stuck =
+            self.links.iter_mut().filter(|link| link.blocked_since.is_some_and(|since| since <= limit));
         let ids: Vec<u64> = stuck
             .map(|link| {
                 link.evict();

@@ -63,7 +63,9 @@ pub enum SendErrorKind {
     #[error("the publisher is closed: bind the topic again to go on")]
     Closed,
     /// Subscribers are behind and the queue is full; only from `try_send`.
-    #[error("the queue is full: wait with send, lengthen it with builder().queue, or let slow subscribers lose messages")]
+    #[error(
+        "the queue is full: wait with send, lengthen it with builder().queue, or let slow subscribers lose messages"
+    )]
     Full,
     /// The time given ran out first; only from the calls that take one.
     #[error("the subscribers made no room in time")]

@@ -171,10 +171,7 @@ fn hello(
 }
 
 /// One packet: its length, 0 for the end, and its descriptors.
-fn receive(
-    connection: &Connection,
-    bytes: &mut [u8],
-) -> Result<Option<(usize, Vec<OwnedFd>)>, LinkError> {
+fn receive(connection: &Connection, bytes: &mut [u8]) -> Result<Option<(usize, Vec<OwnedFd>)>, LinkError> {
     match connection.recv(bytes) {
         Ok(Received::WouldBlock) => Ok(None),
         Ok(Received::Eof) => Ok(Some((0, Vec::new()))),

@@ -42,7 +42,10 @@ static LOCAL: LazyLock<Mutex<HashMap<u128, Weak<Shared>>>> = LazyLock::new(Mutex
 /// What waits in the tx queue.
 #[derive(Debug)]
 pub(crate) enum Queued {
-    Slot { slot: Arc<Slot>, len: usize },
+    Slot {
+        slot: Arc<Slot>,
+        len: usize,
+    },
     /// Accepted by a sink while the pool was at its cap: moves into a slot when one comes free.
     Heap(Box<[u8]>),
 }
@@ -104,7 +107,12 @@ const ENDED: usize = 1;
 const DIED: usize = 2;
 
 impl Shared {
-    pub(crate) fn new(config: Config, pool: ShmSegmentPool, acceptor: Acceptor, notifier: Notifier) -> Arc<Self> {
+    pub(crate) fn new(
+        config: Config,
+        pool: ShmSegmentPool,
+        acceptor: Acceptor,
+        notifier: Notifier,
+    ) -> Arc<Self> {
         let shared = Arc::new(Self {
             delivery: Turnstile::new(Delivery::new(config.id, config.history)),
             places: Places::new(config.queue),
@@ -478,6 +486,9 @@ impl Collect for Shared {
 
 impl fmt::Debug for Shared {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Shared").field("topic", &self.config.topic).field("stats", &self.stats()).finish_non_exhaustive()
+        f.debug_struct("Shared")
+            .field("topic", &self.config.topic)
+            .field("stats", &self.stats())
+            .finish_non_exhaustive()
     }
 }

@@ -79,7 +79,9 @@ impl<W: Default> Core<W> {
                 // Killed, or closing: somebody's next bind or connect removes what it left.
                 Err(ConnectFailed::Dead | ConnectFailed::Gone) => continue,
                 Err(ConnectFailed::Busy) => {
-                    tracing::warn!("a publisher has thousands of connections waiting; it is tried again when another comes");
+                    tracing::warn!(
+                        "a publisher has thousands of connections waiting; it is tried again when another comes"
+                    );
                     continue;
                 }
                 Err(ConnectFailed::Os(error)) => Err(error),

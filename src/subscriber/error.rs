@@ -53,7 +53,9 @@ pub enum RecvError {
         publisher: u128,
     },
     /// A publisher disconnected this subscriber because it kept senders waiting for too long.
-    #[error("publisher {publisher:032x} disconnected us for being stuck; receive faster or choose OnFull::DropOldest")]
+    #[error(
+        "publisher {publisher:032x} disconnected us for being stuck; receive faster or choose OnFull::DropOldest"
+    )]
     Evicted {
         /// The id of the publisher.
         publisher: u128,

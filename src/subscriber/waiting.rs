@@ -228,7 +228,9 @@ impl Core<Waits> {
             let mut fds: Vec<PollFd<'_>> = Vec::with_capacity(2 * self.peers.len() + 1);
             fds.push(readable(self.watch.as_fd()));
             fds.extend(self.peers.iter().map(|peer| readable(peer.link.as_fd())));
-            fds.extend(self.peers.iter().filter_map(|peer| peer.link.bell()).map(|bell| readable(bell.as_fd())));
+            fds.extend(
+                self.peers.iter().filter_map(|peer| peer.link.bell()).map(|bell| readable(bell.as_fd())),
+            );
             match poll(&mut fds, timeout.as_ref()) {
                 Ok(0) => return Ok(false),
                 Ok(_) => {}

@@ -13,39 +13,39 @@ use tempfile::TempDir;
 use tokio_shm::{ShmPublisher, ShmPublisherBuilder, ShmSubscriber, ShmSubscriberBuilder};
 
 /// No wait in any test is longer.
-pub const LIMIT: Duration = Duration::from_secs(60);
+pub(crate) const LIMIT: Duration = Duration::from_secs(60);
 
 /// A runtime directory of a test's own, which must be empty again at its end.
-pub struct Dir(TempDir);
+pub(crate) struct Dir(TempDir);
 
 impl Dir {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let dir = tempfile::tempdir().expect("temporary directory");
         std::fs::set_permissions(&dir, std::fs::Permissions::from_mode(0o700)).expect("mode");
         Self(dir)
     }
 
-    pub fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         self.0.path()
     }
 
-    pub fn publisher(&self, topic: &str) -> ShmPublisherBuilder {
+    pub(crate) fn publisher(&self, topic: &str) -> ShmPublisherBuilder {
         ShmPublisher::builder(topic).runtime_dir(self.path())
     }
 
-    pub fn subscriber(&self, topic: &str) -> ShmSubscriberBuilder {
+    pub(crate) fn subscriber(&self, topic: &str) -> ShmSubscriberBuilder {
         ShmSubscriber::builder(topic).runtime_dir(self.path())
     }
 
     /// Waits until nothing is left in it: the last publisher takes its socket away in the background.
-    pub fn assert_empties(&self) {
+    pub(crate) fn assert_empties(&self) {
         let empty = || std::fs::read_dir(self.path()).expect("runtime directory").next().is_none();
         wait_until("the runtime directory is empty", empty);
     }
 }
 
 /// Runs `future`, for no longer than the limit.
-pub async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
+pub(crate) async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
     match tokio::time::timeout(LIMIT, future).await {
         Ok(value) => value,
         Err(_) => panic!("{what}: not within {LIMIT:?}"),
@@ -53,7 +53,7 @@ pub async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
 }
 
 /// Looks until `condition` holds; for what happens in the background and has no event of its own.
-pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
+pub(crate) fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + LIMIT;
     while !condition() {
         assert!(Instant::now() < deadline, "{what}: not within {LIMIT:?}");
@@ -62,7 +62,7 @@ pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
 }
 
 /// The same, letting other tasks of this runtime run.
-pub async fn until(what: &str, mut condition: impl FnMut() -> bool) {
+pub(crate) async fn until(what: &str, mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + LIMIT;
     while !condition() {
         assert!(Instant::now() < deadline, "{what}: not within {LIMIT:?}");
@@ -74,7 +74,7 @@ const ROLE: &str = "TOKIO_SHM_TEST_ROLE";
 const DIRECTORY: &str = "TOKIO_SHM_TEST_DIR";
 
 /// Another process, running the test `role` of this binary, which begins by asking [`Role::of`].
-pub struct Peer {
+pub(crate) struct Peer {
     child: Child,
     stdin: Option<ChildStdin>,
     stdout: BufReader<ChildStdout>,
@@ -82,7 +82,7 @@ pub struct Peer {
 
 impl Peer {
     /// Starts it. `role` is the full name of a test in this binary.
-    pub fn start(role: &str, dir: &Dir) -> Self {
+    pub(crate) fn start(role: &str, dir: &Dir) -> Self {
         let mut child = Command::new(std::env::current_exe().expect("own path"))
             .args(["--exact", role, "--nocapture", "--test-threads=1"])
             .env(ROLE, role)
@@ -96,12 +96,12 @@ impl Peer {
         Self { child, stdin, stdout }
     }
 
-    pub fn pid(&self) -> u32 {
+    pub(crate) fn pid(&self) -> u32 {
         self.child.id()
     }
 
     /// Waits for a line that begins with `> `, and returns the rest of it.
-    pub fn hear(&mut self) -> String {
+    pub(crate) fn hear(&mut self) -> String {
         loop {
             let mut line = String::new();
             let read = self.stdout.read_line(&mut line).expect("read from the child");
@@ -113,18 +113,18 @@ impl Peer {
         }
     }
 
-    pub fn tell(&mut self, line: &str) {
+    pub(crate) fn tell(&mut self, line: &str) {
         writeln!(self.stdin.as_mut().expect("open"), "{line}").expect("write to the child");
     }
 
     /// Kills it with SIGKILL and waits for its end.
-    pub fn kill(&mut self) {
+    pub(crate) fn kill(&mut self) {
         self.child.kill().expect("kill");
         self.child.wait().expect("wait");
     }
 
     /// Waits until it has ended by itself, without a failure.
-    pub fn finish(mut self) {
+    pub(crate) fn finish(mut self) {
         drop(self.stdin.take());
         let deadline = Instant::now() + LIMIT;
         loop {
@@ -146,32 +146,33 @@ impl Drop for Peer {
 }
 
 /// What a test that serves as a child process needs.
-pub struct Role {
-    pub dir: std::path::PathBuf,
+pub(crate) struct Role {
+    pub(crate) dir: std::path::PathBuf,
 }
 
 impl Role {
     /// `None` in the ordinary test run, where a role has nothing to do.
-    pub fn of(role: &str) -> Option<Self> {
-        (std::env::var(ROLE).ok()? == role).then(|| Self { dir: std::env::var_os(DIRECTORY).expect("set").into() })
+    pub(crate) fn of(role: &str) -> Option<Self> {
+        (std::env::var(ROLE).ok()? == role)
+            .then(|| Self { dir: std::env::var_os(DIRECTORY).expect("set").into() })
     }
 
-    pub fn say(&self, line: &str) {
+    pub(crate) fn say(&self, line: &str) {
         println!("> {line}");
     }
 
     /// Waits for the parent's next line; `None` when it is gone or has no more to say.
-    pub fn hear(&self) -> Option<String> {
+    pub(crate) fn hear(&self) -> Option<String> {
         let mut line = String::new();
         let read = std::io::stdin().read_line(&mut line).expect("read from the parent");
         (read > 0).then(|| line.trim_end().to_owned())
     }
 
-    pub fn publisher(&self, topic: &str) -> ShmPublisherBuilder {
+    pub(crate) fn publisher(&self, topic: &str) -> ShmPublisherBuilder {
         ShmPublisher::builder(topic).runtime_dir(&self.dir)
     }
 
-    pub fn subscriber(&self, topic: &str) -> ShmSubscriberBuilder {
+    pub(crate) fn subscriber(&self, topic: &str) -> ShmSubscriberBuilder {
         ShmSubscriber::builder(topic).runtime_dir(&self.dir)
     }
 }
