@@ -78,6 +78,7 @@ impl<T> Turnstile<T> {
     }
 
     /// The value, for an owner that needs no turnstile. Also when poisoned.
+    #[cfg(test)]
     pub(crate) fn get_mut(&mut self) -> &mut T {
         self.value.with_mut(|value| {
             // SAFETY: `&mut self` is exclusive, so nobody is inside, and the borrow is passed on with its lifetime.

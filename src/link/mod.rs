@@ -15,6 +15,7 @@ use crate::proto::Misbehaved;
 use crate::proto::layout::LayoutError;
 use crate::proto::wire::WireError;
 use crate::sys::memory::MemoryError;
+use crate::sys::socket::Connection;
 
 /// What a peer did against the protocol; its link was ended for it.
 ///
@@ -40,12 +41,21 @@ pub(crate) enum Kind {
     /// One more than the receiver has room for stands for any number.
     #[error("sent {actual} file descriptors with a frame that takes {expected}")]
     Descriptors { expected: usize, actual: usize },
-    #[error("sent a file descriptor of the wrong kind")]
-    WrongKind(#[source] std::io::Error),
+    #[error("sent a file descriptor of the wrong sort")]
+    Descriptor(#[source] std::io::Error),
+    #[error("runs as user {theirs}, and this process as user {ours}")]
+    Stranger { theirs: u32, ours: u32 },
     #[error("named bytes {offset}..{offset}+{len} of segment {segment}, which are not there")]
     OutOfBounds { segment: u64, offset: u64, len: u64 },
     #[error("used ticket {0} again while its last message was still held")]
     TicketReused(u32),
     #[error("sent message {actual} where {expected} or a later one was due")]
     Backwards { expected: u64, actual: u64 },
+}
+
+/// Whether the peer runs as the same user, by the kernel's word.
+pub(crate) fn check_user(peer: &Connection) -> Result<(), LinkError> {
+    let theirs = peer.peer_credentials()?.uid;
+    let ours = rustix::process::geteuid().as_raw();
+    if theirs == ours { Ok(()) } else { Err(Kind::Stranger { theirs, ours }.into()) }
 }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use super::{Fault, Kind, LinkPage};
+use super::{Fault, Kind, LinkError, LinkPage};
 use crate::OnFull;
 use crate::buffer::{Hold, RemoteSegment, ShmSample};
 use crate::proto::bell::{self, Wake};
@@ -22,7 +22,8 @@ use crate::sys::socket::{Connection, Received};
 #[derive(Debug)]
 pub(crate) struct LinkShared {
     publisher: u128,
-    connection: Arc<Connection>,
+    /// Kept open, no more.
+    _connection: Arc<Connection>,
     page: LinkPage,
     holds: Box<[Hold]>,
     /// Rings for a publisher that is out of tickets or memory.
@@ -107,7 +108,8 @@ impl LinkRx {
         depth: u32,
         on_full: Option<OnFull>,
         subscriber: u128,
-    ) -> std::io::Result<Self> {
+    ) -> Result<Self, LinkError> {
+        super::check_user(&connection)?;
         // Taken when the connection stands: from here on every message must arrive or be counted.
         let on_full = on_full.map(Into::into);
         let hello = Frame::Hello(Hello { depth, on_full, connected_at_ns: monotonic_ns(), subscriber });
@@ -329,13 +331,13 @@ impl LinkRx {
         let geometry = Geometry::new(depth).ok_or(Kind::OutOfTurn("Welcome"))?;
         let page = LinkPage::open(page.as_fd(), geometry).map_err(Kind::Memory)?;
         page.view().validate()?;
-        let bell = Bell::from_fd(bell).map_err(Kind::WrongKind)?;
+        let bell = Bell::from_fd(bell).map_err(Kind::Descriptor)?;
         let shared = LinkShared {
             publisher: welcome.publisher,
-            connection: Arc::clone(&self.connection),
+            _connection: Arc::clone(&self.connection),
             page,
             holds: (0..depth).map(|_| Hold::default()).collect(),
-            credit: Ringer::from_fd(credit).map_err(Kind::WrongKind)?,
+            credit: Ringer::from_fd(credit).map_err(Kind::Descriptor)?,
         };
         Ok(Box::new(Established {
             shared: Arc::new(shared),

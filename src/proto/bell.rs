@@ -48,12 +48,13 @@ pub(crate) fn disarm(flag: &AtomicU32) {
 }
 
 /// Whether the peer sleeps on `flag`. To be called after the caller published what the peer may be waiting for.
+#[cfg(test)]
 pub(crate) fn must_ring(flag: &AtomicU32) -> Wake {
     fence_before_looking();
     must_ring_after_fence(flag)
 }
 
-/// The fence of [`must_ring`], to be done once for what was published on many links.
+/// What stands between publishing something, on any number of links, and [`must_ring_after_fence`].
 pub(crate) fn fence_before_looking() {
     // SYNC POINT: armed, then looked
     //
@@ -61,7 +62,7 @@ pub(crate) fn fence_before_looking() {
     fence(Ordering::SeqCst);
 }
 
-/// [`must_ring`] for callers that have passed [`fence_before_looking`] since they published.
+/// Whether the peer sleeps on `flag`, for callers that have passed [`fence_before_looking`] since they published.
 pub(crate) fn must_ring_after_fence(flag: &AtomicU32) -> Wake {
     // The load keeps the line shared while nobody sleeps. The swap lets one ring stand for all messages until the
     // sleeper arms again. The doorbell itself, a system call, orders what the woken side sees.

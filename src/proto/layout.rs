@@ -52,6 +52,7 @@ impl Geometry {
     }
 
     /// Entries of the ring: a power of two, and never fewer than tickets.
+    #[cfg(test)]
     pub(crate) const fn capacity(self) -> u32 {
         self.capacity
     }
@@ -107,8 +108,6 @@ pub(crate) struct Sent {
     pub(crate) tail: AtomicU64,
     /// Each message with a sequence number below this one was either queued here or dropped. Only grows.
     pub(crate) offered: AtomicU64,
-    /// Not 0: nothing will be queued any more. Set once.
-    closed: AtomicU32,
 }
 
 /// A descriptor on the ring; [`ring`](super::ring) says what is in which word.
@@ -143,10 +142,9 @@ const _: () = {
     assert!(offset_of!(Control, head) == 2 * APART);
     assert!(offset_of!(Control, data_armed) == 3 * APART);
     assert!(offset_of!(Control, credit_armed) == 4 * APART);
-    assert!(size_of::<Sent>() == 24);
+    assert!(size_of::<Sent>() == 16);
     assert!(offset_of!(Sent, tail) == 0);
     assert!(offset_of!(Sent, offered) == 8);
-    assert!(offset_of!(Sent, closed) == 16);
     assert!(size_of::<Entry>() == ENTRY_LEN);
     assert!(align_of::<Entry>() == ENTRY_LEN);
     assert!(CONTROL_LEN.is_multiple_of(align_of::<Entry>()));
@@ -236,18 +234,6 @@ impl<'a> Page<'a> {
         }
         Ok(())
     }
-
-    /// The publisher's last word: nothing more will be queued. A sleeping subscriber is then to be rung for.
-    pub(crate) fn close(self) {
-        // SYNC POINT: link closed
-        self.control.sent.closed.store(1, Ordering::Release);
-    }
-
-    /// Whether the publisher has closed. What it queued before that is visible to whoever looks from here on.
-    pub(crate) fn is_closed(self) -> bool {
-        // SYNC POINT: link closed
-        self.control.sent.closed.load(Ordering::Acquire) != 0
-    }
 }
 
 /// A page on the heap, for tests and for loom, whose atomics cannot lie in mapped memory.
@@ -271,7 +257,7 @@ impl HeapPage {
                 magic: word(),
                 version: flag(),
                 depth: flag(),
-                sent: Apart(Sent { tail: word(), offered: word(), closed: flag() }),
+                sent: Apart(Sent { tail: word(), offered: word() }),
                 head: Apart(word()),
                 data_armed: Apart(flag()),
                 credit_armed: Apart(flag()),
@@ -295,7 +281,7 @@ impl HeapPage {
     /// How many words [`scribble`](Self::scribble) can reach.
     #[cfg(not(tokio_shm_loom))]
     pub(crate) fn words(&self) -> usize {
-        9 + self.entries.len() * 4 + self.released.len()
+        8 + self.entries.len() * 4 + self.released.len()
     }
 
     /// What a hostile peer does: stores `value` in the `at`-th word, whatever that word is.
@@ -309,12 +295,11 @@ impl HeapPage {
             2 => control.depth.store(narrow, Ordering::Relaxed),
             3 => control.sent.tail.store(value, Ordering::Relaxed),
             4 => control.sent.offered.store(value, Ordering::Relaxed),
-            5 => control.sent.closed.store(narrow, Ordering::Relaxed),
-            6 => control.head.store(value, Ordering::Relaxed),
-            7 => control.data_armed.store(narrow, Ordering::Relaxed),
-            8 => control.credit_armed.store(narrow, Ordering::Relaxed),
+            5 => control.head.store(value, Ordering::Relaxed),
+            6 => control.data_armed.store(narrow, Ordering::Relaxed),
+            7 => control.credit_armed.store(narrow, Ordering::Relaxed),
             _ => {
-                let at = at - 9;
+                let at = at - 8;
                 match self.entries.get(at / 4) {
                     Some(entry) => entry.0[at % 4].store(value, Ordering::Relaxed),
                     None => self.released[at - self.entries.len() * 4].store(value, Ordering::Relaxed),
@@ -365,7 +350,6 @@ mod tests {
         assert_eq!((page.entries.len(), page.released.len()), (128, 2));
 
         page.init(7);
-        page.close();
         page.control.head.store(3, Ordering::Relaxed);
         page.entries[127].0[3].store(5, Ordering::Relaxed);
         page.released[1].store(9, Ordering::Relaxed);
@@ -373,12 +357,11 @@ mod tests {
         let word = |offset: usize| mapped.0[offset / 8].load(Ordering::Relaxed);
         assert_eq!(word(0), MAGIC);
         assert_eq!(word(8), u64::from(VERSION) | 65 << 32);
-        assert_eq!((word(128), word(136), word(144)), (0, 7, 1));
+        assert_eq!((word(128), word(136)), (0, 7));
         assert_eq!(word(256), 3);
         assert_eq!(word(geometry.entries_offset() + 128 * 32 - 8), 5);
         assert_eq!(word(geometry.released_offset() + 8), 9);
         assert_eq!(page.validate(), Ok(()));
-        assert!(page.is_closed());
     }
 
     #[test]

@@ -417,7 +417,7 @@ mod tests {
                     Frame::Welcome(Welcome { publisher, expect_seq, next_seq, depth, on_full })
                 }
             ),
-            (1u8..=6).prop_map(|code| Frame::Refused(RefusedReason::from_code(code).unwrap())),
+            (1u8..=4).prop_map(|code| Frame::Refused(RefusedReason::from_code(code).unwrap())),
             (any::<u64>(), 1u64.., 1u8..=2).prop_map(|(id, len, code)| {
                 Frame::Segment(Segment { id, len, backing: BackingWire::from_code(code).unwrap() })
             }),

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use super::Message;
 use crate::link::{LinkSeed, LinkTx, Offer};
 use crate::pool::core::{PoolCore, Slot};
+use crate::proto::bell;
 use crate::proto::joinlog::JoinLog;
-use crate::sync::atomic::{Ordering, fence};
 
 pub(crate) struct Delivery {
     publisher: u128,
@@ -128,7 +128,7 @@ impl Delivery {
     /// Wakes the subscribers that sleep, after a full fence. Told by every run, whatever it delivered.
     #[inline]
     pub(crate) fn ring(&self) {
-        fence(Ordering::SeqCst);
+        bell::fence_before_looking();
         for link in &self.links {
             link.ring_if_armed();
         }

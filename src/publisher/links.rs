@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::shared::{Control, Shared};
 use crate::OnFull;
-use crate::link::{Kind, LinkError, LinkTx};
+use crate::link::{Kind, LinkError, LinkTx, check_user};
 use crate::proto::layout::Geometry;
 use crate::proto::wire::{self, Frame, Hello, RefusedReason};
 use crate::reactor::Watched;
@@ -133,6 +133,7 @@ fn greet(shared: &Shared, connection: &Arc<Connection>) -> Result<Option<(u64, B
     match hello(shared, connection, &bytes[..len], fds) {
         Err(error) => {
             let reason = match &error {
+                LinkError::Fault(Kind::Stranger { .. }) => RefusedReason::NotPermitted,
                 LinkError::Fault(_) => RefusedReason::NotUnderstood,
                 LinkError::Page(_) | LinkError::Io(_) => RefusedReason::OutOfResources,
             };
@@ -149,6 +150,7 @@ fn hello(
     bytes: &[u8],
     fds: Vec<OwnedFd>,
 ) -> Result<(u64, Bell), LinkError> {
+    check_user(connection)?;
     let frame = Frame::decode(bytes)?;
     let Frame::Hello(Hello { depth, on_full, connected_at_ns, .. }) = frame else {
         return Err(Kind::OutOfTurn(frame.name()).into());

@@ -6,7 +6,7 @@ use super::busy::Busy;
 use super::{RecvError, SubscriberStats};
 use crate::OnFull;
 use crate::buffer::ShmSample;
-use crate::link::{Ended, LinkRx, Next};
+use crate::link::{Ended, LinkError, LinkRx, Next};
 use crate::proto::wire::RefusedReason;
 use crate::publisher::shared::Shared;
 use crate::sys::socket::{ConnectFailed, Connection};
@@ -84,7 +84,7 @@ impl<W: Default> Core<W> {
                     );
                     continue;
                 }
-                Err(ConnectFailed::Os(error)) => Err(error),
+                Err(ConnectFailed::Os(error)) => Err(error.into()),
             };
             match begun {
                 Ok(link) => {
@@ -98,7 +98,7 @@ impl<W: Default> Core<W> {
         Ok(())
     }
 
-    fn begin(&self, publisher: u128, connection: Connection) -> std::io::Result<LinkRx> {
+    fn begin(&self, publisher: u128, connection: Connection) -> Result<LinkRx, LinkError> {
         let mut link = LinkRx::begin(publisher, connection, self.depth, self.on_full, self.id)?;
         if let Some(local) = Shared::local(publisher) {
             // In our own process nobody else needs to run for it to accept us.

@@ -3,7 +3,7 @@
 pub(crate) use std::sync::Arc;
 
 pub(crate) use crossbeam_queue::ArrayQueue;
-pub(crate) use parking_lot::{Condvar, Mutex, MutexGuard};
+pub(crate) use parking_lot::{Condvar, Mutex};
 pub(crate) use tokio::sync::Notify;
 
 /// `std`'s cell with loom's shape: access through a closure, so that loom can see where it begins and ends.
@@ -25,9 +25,5 @@ impl<T> UnsafeCell<T> {
     #[inline]
     pub(crate) fn with_mut<R>(&self, f: impl FnOnce(*mut T) -> R) -> R {
         f(self.0.get())
-    }
-
-    pub(crate) fn into_inner(self) -> T {
-        self.0.into_inner()
     }
 }

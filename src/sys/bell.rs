@@ -40,7 +40,7 @@ pub(crate) fn listening_pair() -> io::Result<(Bell, OwnedFd)> {
     Ok((bell, ringer.eventfd))
 }
 
-/// The end that rings. Dropping it leaves its bells silent, but does not wake them.
+/// The end that rings. Dropping it silences its bells: a ring just before may be lost with it, and none tells of the end.
 #[derive(Debug)]
 pub(crate) struct Ringer {
     eventfd: OwnedFd,

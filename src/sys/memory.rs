@@ -138,7 +138,7 @@ pub(crate) fn create(len: usize, options: &CreateOptions) -> Result<(OwnedFd, Ma
             Ok((fd, mapping))
         }
         Backing::PosixShm => {
-            let object = posix::open_unlinked()?;
+            let object = posix::open_unnamed()?;
             let mapping = size_and_map(object.writable.as_fd(), len, options)?;
             Ok((object.read_only, mapping))
         }

@@ -9,7 +9,7 @@ mod connection;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use connection::{Connection, MAX_FDS, PeerCredentials, Received};
+pub(crate) use connection::{Connection, Received};
 
 use rustix::fs::{AtFlags, Mode, chmodat, fchmod, renameat, unlinkat};
 use rustix::io::Errno;
@@ -88,15 +88,7 @@ impl Listener {
         // than this, not even for an instant.
         fchmod(&fd, OWNER_ONLY)?;
         bind(&fd, &address(dir, new_name)?)?;
-        let ready = (|| {
-            // For a umask that takes from the owner too: without the right to write, nobody could connect.
-            match chmodat(dir, new_name, OWNER_ONLY, AtFlags::empty()) {
-                // Taken away by a cleaner; the rename is going to notice.
-                Ok(()) | Err(Errno::NOENT) => listen(&fd, BACKLOG),
-                Err(errno) => Err(errno),
-            }
-        })();
-        if let Err(errno) = ready {
+        if let Err(errno) = open_up(&fd, dir, new_name) {
             let _ = unlinkat(dir, new_name, AtFlags::empty());
             return Err(errno.into());
         }
@@ -107,6 +99,16 @@ impl Listener {
 impl AsFd for Listener {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
+    }
+}
+
+/// Makes a socket that has just been bound accept.
+fn open_up(socket: &OwnedFd, dir: BorrowedFd<'_>, new_name: &str) -> Result<(), Errno> {
+    // For a umask that takes from the owner too: without the right to write, nobody could connect.
+    match chmodat(dir, new_name, OWNER_ONLY, AtFlags::empty()) {
+        // Taken away by a cleaner; the rename is going to notice.
+        Ok(()) | Err(Errno::NOENT) => listen(socket, BACKLOG),
+        Err(errno) => Err(errno),
     }
 }
 

@@ -6,6 +6,7 @@ use rustix::process::{Resource, Rlimit, setrlimit};
 pub(crate) fn run_alone(test: &str) {
     let output = std::process::Command::new(std::env::current_exe().unwrap())
         .args(["--exact", test, "--ignored", "--test-threads=1", "--nocapture"])
+        .env(ALONE, "1")
         .stdin(std::process::Stdio::null())
         .output()
         .unwrap();
@@ -13,6 +14,20 @@ pub(crate) fn run_alone(test: &str) {
         format!("{}\n{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{test} failed: {text}");
     assert!(text.contains("1 passed"), "{test} was not found: {text}");
+}
+
+/// Whether this process was made by [`run_alone`]. A child half does nothing elsewhere, where it would harm its neighbours.
+pub(crate) fn is_alone() -> bool {
+    std::env::var_os(ALONE).is_some()
+}
+
+const ALONE: &str = "TOKIO_SHM_TEST_RUNS_ALONE";
+
+/// Ends the whole test run: for a thread whose mere panic would leave others waiting for it for ever.
+#[allow(clippy::print_stderr)]
+pub(crate) fn abort(why: &str) -> ! {
+    eprintln!("{why}");
+    std::process::abort()
 }
 
 /// How many descriptors this process has open, not counting the one that this takes.

@@ -19,7 +19,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 pub(crate) struct TopicWatch {
     dir: TopicDir,
     watch: DirectoryWatch,
-    /// The last attempt to watch anew failed: to be tried again.
+    /// The last call failed before it was known whether the right directory is watched: to be found out by the next.
     astray: bool,
 }
 
@@ -27,7 +27,7 @@ impl TopicWatch {
     /// Opens and watches the topic's directory. What is in it already is found by the first scan, to be made after this.
     pub(crate) fn new(runtime: &RuntimeDir, name: &TopicName) -> Result<Self, DiscoveryError> {
         let watch = DirectoryWatch::new()?;
-        let mut this = Self { dir: TopicDir::open(runtime, name)?, watch, astray: true };
+        let mut this = Self { dir: TopicDir::open(runtime, name)?, watch, astray: false };
         this.follow()?;
         Ok(this)
     }
@@ -43,10 +43,12 @@ impl TopicWatch {
         if !news.changed && !news.gone && !self.astray {
             return Ok(false);
         }
-        if news.gone || self.astray || self.dir.is_removed()? {
-            self.astray = true;
+        // Until it is known better: the news has been taken, and a failure below must not lose it.
+        let lost = news.gone || std::mem::replace(&mut self.astray, true);
+        if lost || self.dir.is_removed()? {
             self.follow()?;
         }
+        self.astray = false;
         Ok(true)
     }
 
@@ -62,7 +64,6 @@ impl TopicWatch {
             self.watch.watch(&[self.dir.as_fd(), parent.as_fd()])?;
             // After the watch: removed later, the parent tells.
             if !self.dir.is_removed()? {
-                self.astray = false;
                 return Ok(());
             }
             self.dir.reopen()?;
@@ -159,8 +160,9 @@ mod tests {
                             // A failed assertion here would leave the others at the barrier for ever.
                             let limit = Timespec { tv_sec: 20, tv_nsec: 0 };
                             if poll(&mut [PollFd::new(&watch, PollFlags::IN)], Some(&limit)).unwrap() == 0 {
-                                eprintln!("round {round}: a publisher was not found");
-                                std::process::abort();
+                                crate::sys::testing::abort(&format!(
+                                    "round {round}: a publisher was not found"
+                                ));
                             }
                             if watch.changes().unwrap() {
                                 seen.extend(watch.dir().scan().unwrap());

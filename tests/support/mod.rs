@@ -1,6 +1,7 @@
 //! What the integration tests share: a runtime directory each, deadlines, and child processes that are this same test
 //! binary run again.
 #![allow(dead_code)] // Each test binary uses its own part.
+#![allow(clippy::print_stdout)] // It is how a child speaks to its parent.
 
 use std::future::Future;
 use std::io::{BufRead, BufReader, Write};

@@ -24,7 +24,7 @@ fn read(mapping: &Mapping, offset: usize) -> u8 {
 }
 
 fn os_error(result: Result<Mapping, Errno>) -> Errno {
-    result.err().expect("mapping must be refused")
+    result.expect_err("mapping must be refused")
 }
 
 #[test]
@@ -218,6 +218,9 @@ fn failures_leave_no_descriptor_no_mapping_and_no_name() {
 #[test]
 #[ignore = "the child half of failures_leave_no_descriptor_no_mapping_and_no_name"]
 fn child_failures_leave_nothing_behind() {
+    if !crate::sys::testing::is_alone() {
+        return;
+    }
     use crate::sys::testing::{open_descriptors, set_limit};
     use rustix::process::Resource;
     use std::collections::HashSet;

@@ -1,3 +1,4 @@
+use super::connection::{MAX_FDS, PeerCredentials};
 use super::*;
 use crate::sys::testing::run_alone;
 use rustix::fs::{OFlags, open, statat};
@@ -225,6 +226,9 @@ fn socket_mode_is_owner_only_at_every_instant_whatever_the_umask() {
 #[test]
 #[ignore = "the child half of socket_mode_is_owner_only_at_every_instant_whatever_the_umask"]
 fn child_socket_mode() {
+    if !crate::sys::testing::is_alone() {
+        return;
+    }
     let place = Place::new();
     let mode_of = |name: &str| statat(&place.dir, name, AtFlags::empty()).map(|stat| stat.st_mode & 0o7777);
     for mask in [0o000, 0o022, 0o077, 0o177, 0o277, 0o777] {
@@ -255,6 +259,9 @@ fn descriptors_of_hostile_packets_are_closed() {
 #[test]
 #[ignore = "the child half of descriptors_of_hostile_packets_are_closed"]
 fn child_hostile_packets() {
+    if !crate::sys::testing::is_alone() {
+        return;
+    }
     use crate::sys::testing::{open_descriptors, set_limit};
     use rustix::io::IoSlice;
     use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, sendmsg};
