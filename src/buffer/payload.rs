@@ -9,11 +9,39 @@ use crate::pool::core::PoolCore;
 
 /// Something that can be sent as a message: bytes, copied once into shared memory, or a [`ShmLoan`], not copied.
 ///
-/// Implement it for a type of your own by `as_bytes` alone. A loan is sent without a copy by a publisher that shares
-/// its pool; any other publisher copies it.
+/// A loan is sent without a copy by a publisher that shares its pool; any other publisher copies it.
+///
+/// # Examples
+///
+/// For a type of your own:
+///
+/// ```
+/// use tokio_shm::Payload;
+///
+/// struct Frame(Vec<u8>);
+///
+/// impl Payload for Frame {
+///     type Returned = Self;
+///
+///     fn as_bytes(&self) -> &[u8] {
+///         &self.0
+///     }
+///
+///     fn into_returned(self) -> Self {
+///         self
+///     }
+/// }
+/// ```
 pub trait Payload: Sized {
+    /// What an error gives back of a message that was not sent: itself, or nothing for what is only borrowed (so that
+    /// the error may outlive the borrow, as `?` in a function that returns `Box<dyn Error>` wants it).
+    type Returned;
+
     /// The message.
     fn as_bytes(&self) -> &[u8];
+
+    /// Gives back a message that was not sent.
+    fn into_returned(self) -> Self::Returned;
 
     /// Whether `into_loan` will succeed.
     #[doc(hidden)]
@@ -34,6 +62,12 @@ pub trait Payload: Sized {
 pub struct Home<'a>(pub(crate) &'a Arc<PoolCore>);
 
 impl Payload for ShmLoan {
+    type Returned = Self;
+
+    fn into_returned(self) -> Self {
+        self
+    }
+
     fn as_bytes(&self) -> &[u8] {
         self
     }
@@ -48,6 +82,10 @@ impl Payload for ShmLoan {
 }
 
 impl<T: AsRef<[u8]> + ?Sized> Payload for &T {
+    type Returned = ();
+
+    fn into_returned(self) {}
+
     fn as_bytes(&self) -> &[u8] {
         (**self).as_ref()
     }
@@ -56,6 +94,12 @@ impl<T: AsRef<[u8]> + ?Sized> Payload for &T {
 macro_rules! payload_by_as_ref {
     ($($owned:ty),+ $(,)?) => {$(
         impl Payload for $owned {
+            type Returned = Self;
+
+            fn into_returned(self) -> Self {
+                self
+            }
+
             fn as_bytes(&self) -> &[u8] {
                 self.as_ref()
             }
@@ -66,6 +110,12 @@ macro_rules! payload_by_as_ref {
 payload_by_as_ref!(Vec<u8>, String, Box<[u8]>, Arc<[u8]>, Bytes, BytesMut, ShmSample);
 
 impl<const N: usize> Payload for [u8; N] {
+    type Returned = Self;
+
+    fn into_returned(self) -> Self {
+        self
+    }
+
     fn as_bytes(&self) -> &[u8] {
         self
     }

@@ -86,6 +86,8 @@ impl From<LoanError> for SendErrorKind {
 }
 
 /// A message that was not sent, and why. Nothing of it was seen by any subscriber.
+///
+/// `B` is what was to be sent, or `()` where that was only borrowed; see [`Payload`](crate::Payload).
 pub struct SendError<B> {
     kind: SendErrorKind,
     buf: B,

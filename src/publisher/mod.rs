@@ -176,18 +176,18 @@ impl ShmPublisher {
     /// # Cancel safety
     ///
     /// Cancel safe: a `send` that did not return `Ok` has sent nothing, and its memory went back to the pool.
-    pub async fn send<B: Payload>(&self, buf: B) -> Result<(), SendError<B>> {
+    pub async fn send<B: Payload>(&self, buf: B) -> Result<(), SendError<B::Returned>> {
         let mut staged = match self.stage_now(buf) {
             Ok(staged) => staged,
             Err((buf, SendErrorKind::Pool(TakeError::Full { .. }))) => self.stage(buf).await?,
-            Err((buf, kind)) => return Err(SendError::new(kind, buf)),
+            Err((buf, kind)) => return Err(SendError::new(kind, buf.into_returned())),
         };
         match self.accept(&mut staged) {
             Some(Ok(())) => Ok(()),
-            Some(Err(kind)) => Err(SendError::new(kind, staged.into_buf())),
+            Some(Err(kind)) => Err(SendError::new(kind, staged.into_returned())),
             None => match self.shared.room.wait_until(|| self.accept(&mut staged)).await {
                 Ok(()) => Ok(()),
-                Err(kind) => Err(SendError::new(kind, staged.into_buf())),
+                Err(kind) => Err(SendError::new(kind, staged.into_returned())),
             },
         }
     }
@@ -197,10 +197,11 @@ impl ShmPublisher {
     /// # Errors
     ///
     /// As [`send`](Self::send), and [`SendErrorKind::Full`] or [`TakeError::Full`] where that would wait.
-    pub fn try_send<B: Payload>(&self, buf: B) -> Result<(), SendError<B>> {
-        let mut staged = self.stage_now(buf).map_err(|(buf, kind)| SendError::new(kind, buf))?;
+    pub fn try_send<B: Payload>(&self, buf: B) -> Result<(), SendError<B::Returned>> {
+        let mut staged =
+            self.stage_now(buf).map_err(|(buf, kind)| SendError::new(kind, buf.into_returned()))?;
         let accepted = self.accept(&mut staged).unwrap_or(Err(SendErrorKind::Full));
-        accepted.map_err(|kind| SendError::new(kind, staged.into_buf()))
+        accepted.map_err(|kind| SendError::new(kind, staged.into_returned()))
     }
 
     /// As [`send`](Self::send), waiting on this thread.
@@ -212,7 +213,7 @@ impl ShmPublisher {
     /// # Panics
     ///
     /// On a thread that drives a tokio runtime's tasks.
-    pub fn blocking_send<B: Payload>(&self, buf: B) -> Result<(), SendError<B>> {
+    pub fn blocking_send<B: Payload>(&self, buf: B) -> Result<(), SendError<B::Returned>> {
         assert_may_block();
         self.send_until(buf, None)
     }
@@ -226,7 +227,11 @@ impl ShmPublisher {
     /// # Panics
     ///
     /// On a thread that drives a tokio runtime's tasks.
-    pub fn blocking_send_timeout<B: Payload>(&self, buf: B, timeout: Duration) -> Result<(), SendError<B>> {
+    pub fn blocking_send_timeout<B: Payload>(
+        &self,
+        buf: B,
+        timeout: Duration,
+    ) -> Result<(), SendError<B::Returned>> {
         assert_may_block();
         self.send_until(buf, Instant::now().checked_add(timeout))
     }
@@ -316,19 +321,23 @@ impl ShmPublisher {
         Ok(ShmLoan::new(taken.ok_or(LoanError::Closed)??))
     }
 
-    fn send_until<B: Payload>(&self, buf: B, deadline: Option<Instant>) -> Result<(), SendError<B>> {
+    fn send_until<B: Payload>(
+        &self,
+        buf: B,
+        deadline: Option<Instant>,
+    ) -> Result<(), SendError<B::Returned>> {
         let mut staged = if buf.is_loan_of(self.home()) {
             Staged::Loan(Some(buf))
         } else {
             match self.loan_until(buf.as_bytes().len(), deadline) {
                 Ok(loan) => self.copy(buf, loan.into_segment()),
-                Err(error) => return Err(SendError::new(error, buf)),
+                Err(error) => return Err(SendError::new(error, buf.into_returned())),
             }
         };
         let accepted = self.shared.room.blocking_wait_until(deadline, || self.accept(&mut staged));
         match accepted.unwrap_or(Err(SendErrorKind::TimedOut)) {
             Ok(()) => Ok(()),
-            Err(kind) => Err(SendError::new(kind, staged.into_buf())),
+            Err(kind) => Err(SendError::new(kind, staged.into_returned())),
         }
     }
 
@@ -350,10 +359,10 @@ impl ShmPublisher {
 
     /// Gets the message into shared memory, waiting for some.
     #[cold]
-    async fn stage<B: Payload>(&self, buf: B) -> Result<Staged<B>, SendError<B>> {
+    async fn stage<B: Payload>(&self, buf: B) -> Result<Staged<B>, SendError<B::Returned>> {
         match self.loan(buf.as_bytes().len()).await {
             Ok(loan) => Ok(self.copy(buf, loan.into_segment())),
-            Err(error) => Err(SendError::new(error, buf)),
+            Err(error) => Err(SendError::new(error, buf.into_returned())),
         }
     }
 
@@ -404,10 +413,12 @@ impl<B: Payload> Staged<B> {
         (segment.into_slot(), len)
     }
 
-    fn into_buf(self) -> B {
+    fn into_returned(self) -> B::Returned {
         match self {
-            Self::Loan(buf) => buf.expect("a message is given back only if it was not accepted"),
-            Self::Copied { buf, .. } => buf,
+            Self::Loan(buf) => {
+                buf.expect("a message is given back only if it was not accepted").into_returned()
+            }
+            Self::Copied { buf, .. } => buf.into_returned(),
         }
     }
 }

@@ -101,7 +101,7 @@ fn try_reserve(shared: &Shared) -> Option<Result<(), NoPlace>> {
 /// A message fed while the pool is at its cap waits in the heap until there is room for it in the pool; until then
 /// `poll_ready` is pending.
 impl<B: Payload> Sink<B> for ShmPublisher {
-    type Error = SinkError<B>;
+    type Error = SinkError<B::Returned>;
 
     fn poll_ready(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
         let this = self.get_mut();
@@ -116,7 +116,7 @@ impl<B: Payload> Sink<B> for ShmPublisher {
         if places.use_reserved().is_err() {
             places.cancel_reserved();
             this.shared.notify();
-            return Err(SinkError::new(SendErrorKind::Closed, Some(buf)));
+            return Err(SinkError::new(SendErrorKind::Closed, Some(buf.into_returned())));
         }
         let queued = match this.stage_now(buf) {
             Ok(mut staged) => {
@@ -127,7 +127,7 @@ impl<B: Payload> Sink<B> for ShmPublisher {
             Err((buf, kind)) => {
                 places.give_back(1);
                 this.shared.room.wake(1);
-                return Err(SinkError::new(kind, Some(buf)));
+                return Err(SinkError::new(kind, Some(buf.into_returned())));
             }
         };
         this.shared.push(queued);
