@@ -26,6 +26,8 @@ pub(crate) struct Delivery {
     logged: u64,
     /// When the last run was, in clock nanoseconds.
     pub(crate) last_run: u64,
+    /// When a run last looked for new subscribers.
+    pub(crate) last_accept: u64,
     /// How many dropped segments of the pool the links know of.
     retired: u64,
     /// A message from the heap that waits for a slot; it comes before the queue.
@@ -48,6 +50,7 @@ impl Delivery {
             log: JoinLog::new(0),
             logged: 0,
             last_run: 0,
+            last_accept: 0,
             retired: 0,
             waiting: None,
             links_changed: false,
@@ -167,6 +170,7 @@ impl Delivery {
     }
 
     /// Tells subscribers of segments that the pool has dropped.
+    #[inline]
     pub(crate) fn retire(&mut self, pool: &PoolCore) {
         let retired = pool.budget.retired();
         if retired != self.retired {

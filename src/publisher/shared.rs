@@ -28,9 +28,11 @@ use crate::turnstile::{Inside, Turnstile};
 
 /// Messages that one run of delivery takes from the queue before it lets others in.
 const RUN: usize = 64;
-/// A publisher that was quiet for so long looks for new subscribers before it sends: a message sent right after
-/// somebody connected then reaches him instead of being counted as missed. A busy one leaves that to the tx task.
+/// A publisher that was quiet for so long, and has not done so lately, looks for new subscribers before it sends: a
+/// message sent right after somebody connected then reaches him instead of being counted as missed. In a stream of
+/// messages that is left to the tx task.
 const QUIET_NS: u64 = 100_000;
+const ACCEPT_EVERY_NS: u64 = 5_000_000;
 /// When to look again for stuck subscribers if somebody was delivering.
 const EVICT_RETRY_NS: u64 = 1_000_000;
 /// How often a sender that must not wait looks again for what another thread is just collecting.
@@ -313,10 +315,14 @@ impl Shared {
     #[inline]
     fn prepare(&self, delivery: &mut Inside<'_, Delivery>) {
         let now = monotonic_ns();
-        if now.saturating_sub(delivery.last_run) > QUIET_NS {
+        if now.saturating_sub(delivery.last_run) > QUIET_NS
+            && now.saturating_sub(delivery.last_accept) > ACCEPT_EVERY_NS
+        {
+            delivery.last_accept = now;
             self.acceptor.accept_pending(self);
         }
         delivery.last_run = now;
+        delivery.retire(self.pool.core());
         if self.controls.load(Ordering::Acquire) != 0 {
             self.obey(delivery);
         }
@@ -347,7 +353,6 @@ impl Shared {
             while self.queue.pop().is_some() {}
             return;
         }
-        delivery.retire(pool);
         if pool.budget.gate.has_waiters() {
             delivery.reclaim(pool);
         }

@@ -30,6 +30,8 @@ pub(super) struct Core<W> {
     pub(super) busy: Busy,
     /// Counts returns to the runtime while looking.
     pub(super) rounds: u32,
+    /// When `try_recv` last looked at sockets and the directory.
+    pub(super) last_read: u64,
     pub(super) stats: SubscriberStats,
     id: u128,
     depth: u32,
@@ -56,6 +58,7 @@ impl<W: Default> Core<W> {
             turn: 0,
             busy,
             rounds: 0,
+            last_read: 0,
             stats: SubscriberStats::default(),
             id,
             depth,

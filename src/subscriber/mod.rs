@@ -136,7 +136,7 @@ impl ShmSubscriber {
             return Ok(item?);
         }
         // Nobody else reads what concerns links while nothing is awaited.
-        self.core.read_everything()?;
+        self.core.read_now_and_then()?;
         match self.core.next() {
             Some(item) => Ok(item?),
             None if self.core.is_over() => Err(RecvError::Closed.into()),

@@ -14,6 +14,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use super::RecvError;
 use super::core::{Core, Item};
 use crate::reactor::Watched;
+use crate::sys::clock::monotonic_ns;
 use crate::sys::socket::Connection;
 use crate::topic::DiscoveryError;
 
@@ -21,6 +22,8 @@ use crate::topic::DiscoveryError;
 const LOOKS: usize = 16;
 /// Returns to the runtime between two looks at sockets and the directory, while looking at memory.
 const ROUNDS: u32 = 64;
+/// How often `try_recv` looks at sockets and the directory.
+const READ_EVERY_NS: u64 = 1_000_000;
 
 /// A link's registrations with tokio's reactor: made at the first wait, of duplicates where the link keeps its own.
 #[derive(Debug, Default)]
@@ -153,6 +156,16 @@ impl Core<Waits> {
             peer.link.read_socket();
         }
         self.read_watch().map_err(into_io)
+    }
+
+    /// The same, at most once a millisecond: for callers that look again and again, of whom most want no system call.
+    pub(super) fn read_now_and_then(&mut self) -> Result<(), RecvError> {
+        let now = monotonic_ns();
+        if now.saturating_sub(self.last_read) < READ_EVERY_NS && self.established() == self.peers.len() {
+            return Ok(());
+        }
+        self.last_read = now;
+        self.read_everything()
     }
 
     /// Waits on this thread; `None` once it is over, [`RecvError::TimedOut`] at the deadline.
