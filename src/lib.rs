@@ -82,3 +82,8 @@ pub use self::{
     sys::memory::{Backing, MemoryError},
     topic::{DiscoveryError, RuntimeDirError, TopicError},
 };
+
+/// The README's code is compiled with the documentation's.
+#[cfg(all(doctest, not(tokio_shm_loom)))]
+#[doc = include_str!("../README.md")]
+mod readme {}
