@@ -80,7 +80,7 @@ pub(crate) enum Next {
 struct Established {
     shared: Arc<LinkShared>,
     consumer: Consumer,
-    bell: Bell,
+    bell: Arc<Bell>,
     /// The message number due next.
     expect: u64,
     segments: HashMap<u64, Arc<RemoteSegment>>,
@@ -126,7 +126,7 @@ impl LinkRx {
     }
 
     /// The doorbell that the publisher rings, once it has sent it.
-    pub(crate) fn bell(&self) -> Option<&Bell> {
+    pub(crate) fn bell(&self) -> Option<&Arc<Bell>> {
         self.established.as_ref().map(|established| &established.bell)
     }
 
@@ -331,7 +331,7 @@ impl LinkRx {
         let geometry = Geometry::new(depth).ok_or(Kind::OutOfTurn("Welcome"))?;
         let page = LinkPage::open(page.as_fd(), geometry).map_err(Kind::Memory)?;
         page.view().validate()?;
-        let bell = Bell::from_fd(bell).map_err(Kind::Descriptor)?;
+        let bell = Arc::new(Bell::from_fd(bell).map_err(Kind::Descriptor)?);
         let shared = LinkShared {
             publisher: welcome.publisher,
             _connection: Arc::clone(&self.connection),

@@ -53,6 +53,14 @@ impl Acceptor {
             }
         }
     }
+
+    /// Accepts nobody any more; who is still in line is turned away, and sees the end.
+    pub(crate) fn close(&self) {
+        self.listener.shutdown();
+        while let Ok(Some(connection)) = self.listener.accept() {
+            drop(connection);
+        }
+    }
 }
 
 /// Runs a link until its subscriber is gone. Dropping it (with the tx task) leaves the link to the end of all.

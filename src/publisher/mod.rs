@@ -270,7 +270,7 @@ impl ShmPublisher {
     pub async fn close(self) -> Result<(), FlushError> {
         self.shared.close();
         let shared = &self.shared;
-        shared.flushed.wait_until(|| shared.has_ended().then_some(())).await;
+        shared.flushed.wait_until(|| shared.is_gone().then_some(())).await;
         if shared.has_died() { Err(FlushError::Closed) } else { Ok(()) }
     }
 

@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock, Weak};
 use std::time::Duration;
 
@@ -96,8 +96,9 @@ pub(crate) struct Shared {
     starved: AtomicUsize,
     /// The slot that the tx task got for it.
     pub(crate) fed: Mutex<Option<crate::pool::PooledSegment>>,
-    /// The tx task is gone, after an orderly end or not.
+    /// Nothing is delivered any more: after an orderly end, or because the tx task died.
     ended: AtomicUsize,
+    gone: AtomicBool,
     published: AtomicU64,
     /// Shared with the links, which count.
     pub(crate) dropped: Arc<AtomicU64>,
@@ -135,6 +136,7 @@ impl Shared {
             starved: AtomicUsize::new(0),
             fed: Mutex::default(),
             ended: AtomicUsize::new(RUNNING),
+            gone: AtomicBool::new(false),
             published: AtomicU64::new(0),
             dropped: Arc::default(),
             copied_bytes: AtomicU64::new(0),
@@ -161,6 +163,17 @@ impl Shared {
 
     pub(crate) fn has_ended(&self) -> bool {
         self.ended.load(Ordering::Acquire) != RUNNING
+    }
+
+    /// Whether the tx task is gone too, and with it the socket in the topic's directory.
+    pub(crate) fn is_gone(&self) -> bool {
+        self.gone.load(Ordering::Acquire)
+    }
+
+    /// The tx task's last word.
+    pub(crate) fn set_gone(&self) {
+        self.gone.swap(true, Ordering::AcqRel);
+        self.flushed.wake_all();
     }
 
     pub(crate) fn has_died(&self) -> bool {
@@ -225,16 +238,22 @@ impl Shared {
         let _ = self.notifier.notify();
     }
 
-    /// Accepts nothing any more; what was accepted goes on being delivered.
+    /// Accepts nothing any more; what was accepted goes on being delivered. Where that is done already the publisher
+    /// ends here and now: its runtime may be about to go.
     pub(crate) fn close(&self) {
         self.places.close();
         self.wake_everybody();
+        self.try_finish();
         self.notify();
     }
 
     /// Ends the publisher once everything accepted is on its links; `false` while it is not.
     pub(crate) fn try_finish(&self) -> bool {
         let Some(mut delivery) = self.enter() else { return false };
+        if delivery.finished {
+            self.leave(delivery);
+            return true;
+        }
         self.acceptor.accept_pending(self);
         self.prepare(&mut delivery);
         self.work(&mut delivery);
@@ -462,6 +481,7 @@ impl Shared {
     }
 
     fn bury(&self) {
+        self.acceptor.close();
         LOCAL.lock().remove(&self.config.id);
         self.wake_everybody();
     }

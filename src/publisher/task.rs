@@ -126,6 +126,7 @@ impl Drop for TxTask {
     fn drop(&mut self) {
         self.withdraw();
         self.shared.die();
+        self.shared.set_gone();
     }
 }
 

@@ -14,6 +14,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use super::RecvError;
 use super::core::{Core, Item};
 use crate::reactor::Watched;
+use crate::sys::bell::Bell;
 use crate::sys::clock::monotonic_ns;
 use crate::sys::socket::Connection;
 use crate::topic::DiscoveryError;
@@ -25,11 +26,11 @@ const ROUNDS: u32 = 64;
 /// How often `try_recv` looks at sockets and the directory.
 const READ_EVERY_NS: u64 = 1_000_000;
 
-/// A link's registrations with tokio's reactor: made at the first wait, of duplicates where the link keeps its own.
+/// A link's registrations with tokio's reactor: made at the first wait.
 #[derive(Debug, Default)]
 pub(super) struct Waits {
     socket: Option<Watched<Arc<Connection>>>,
-    bell: Option<Watched<OwnedFd>>,
+    bell: Option<Watched<Arc<Bell>>>,
 }
 
 impl Core<Waits> {
@@ -116,7 +117,7 @@ impl Core<Waits> {
             if waits.bell.is_none()
                 && let Some(bell) = peer.link.bell()
             {
-                waits.bell = Some(Watched::register(bell.as_fd().try_clone_to_owned()?)?);
+                waits.bell = Some(Watched::register(Arc::clone(bell))?);
                 any = true;
             }
             any |= poll_ready(&mut waits.bell, cx)?;

@@ -66,6 +66,11 @@ impl Listener {
         Err(Errno::NOENT.into())
     }
 
+    /// Refuses further connections; those in line can still be accepted.
+    pub(crate) fn shutdown(&self) {
+        let _ = rustix::net::shutdown(&self.fd, rustix::net::Shutdown::Both);
+    }
+
     /// The next connection, or `None` when nobody is waiting.
     ///
     /// # Errors
