@@ -15,6 +15,7 @@ use crate::proto::Misbehaved;
 use crate::proto::layout::LayoutError;
 use crate::proto::wire::WireError;
 use crate::sys::memory::MemoryError;
+use crate::sys::process::Process;
 use crate::sys::socket::Connection;
 
 /// What a peer did against the protocol; its link was ended for it.
@@ -53,9 +54,12 @@ pub(crate) enum Kind {
     Backwards { expected: u64, actual: u64 },
 }
 
-/// Whether the peer runs as the same user, by the kernel's word.
-pub(crate) fn check_user(peer: &Connection) -> Result<(), LinkError> {
-    let theirs = peer.peer_credentials()?.uid;
+/// Checks, by the kernel's word, that the peer runs as the same user, and finds out how to hear of its end.
+pub(crate) fn identify(peer: &Connection) -> Result<Process, LinkError> {
+    let theirs = peer.peer_credentials()?;
     let ours = rustix::process::geteuid().as_raw();
-    if theirs == ours { Ok(()) } else { Err(Kind::Stranger { theirs, ours }.into()) }
+    if theirs.uid != ours {
+        return Err(Kind::Stranger { theirs: theirs.uid, ours }.into());
+    }
+    Ok(Process::watch(theirs.pid)?)
 }

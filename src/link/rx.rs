@@ -15,6 +15,7 @@ use crate::proto::wire::{self, BackingWire, Frame, Hello, RefusedReason, Welcome
 use crate::sys::bell::{Bell, Ringer};
 use crate::sys::clock::monotonic_ns;
 use crate::sys::memory::{self, Backing};
+use crate::sys::process::Process;
 use crate::sys::socket::{Connection, Received};
 
 /// What samples need of their link: it lives until the last of them is dropped, and with it the socket, so that the
@@ -95,6 +96,8 @@ pub(crate) struct LinkRx {
     /// The publisher's id as its socket's name says it.
     pub(crate) publisher: u128,
     connection: Arc<Connection>,
+    /// Becomes readable when the publisher's process ends, even if a child of it holds the socket.
+    process: Option<Arc<OwnedFd>>,
     established: Option<Box<Established>>,
     /// Why nothing more will come; told once what has come is read.
     ended: Option<Ended>,
@@ -109,12 +112,16 @@ impl LinkRx {
         on_full: Option<OnFull>,
         subscriber: u128,
     ) -> Result<Self, LinkError> {
-        super::check_user(&connection)?;
+        let process = match super::identify(&connection)? {
+            // A child that it forked holds the socket.
+            Process::Ended => return Err(LinkError::Ended),
+            process => process.into_fd().map(Arc::new),
+        };
         // Taken when the connection stands: from here on every message must arrive or be counted.
         let on_full = on_full.map(Into::into);
         let hello = Frame::Hello(Hello { depth, on_full, connected_at_ns: monotonic_ns(), subscriber });
         connection.send(hello.encode(&mut [0; wire::FRAME_MAX]), &[])?;
-        Ok(Self { publisher, connection: Arc::new(connection), established: None, ended: None })
+        Ok(Self { publisher, connection: Arc::new(connection), process, established: None, ended: None })
     }
 
     pub(crate) fn is_established(&self) -> bool {
@@ -123,6 +130,16 @@ impl LinkRx {
 
     pub(crate) fn connection(&self) -> &Arc<Connection> {
         &self.connection
+    }
+
+    pub(crate) fn process(&self) -> Option<&Arc<OwnedFd>> {
+        self.process.as_ref()
+    }
+
+    /// The publisher's process has ended: what it sent is still read.
+    pub(crate) fn process_ended(&mut self) {
+        self.read_socket();
+        self.ended.get_or_insert(Ended::Lost);
     }
 
     /// The doorbell that the publisher rings, once it has sent it.

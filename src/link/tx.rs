@@ -30,6 +30,8 @@ pub(crate) enum LinkError {
     Page(MemoryError),
     #[error("cannot talk to it: {0}")]
     Io(std::io::Error),
+    #[error("its process has ended")]
+    Ended,
 }
 
 impl From<std::io::Error> for LinkError {

@@ -7,11 +7,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::shared::{Control, Shared};
 use crate::OnFull;
-use crate::link::{Kind, LinkError, LinkTx, check_user};
+use crate::link::{Kind, LinkError, LinkTx, identify};
 use crate::proto::layout::Geometry;
 use crate::proto::wire::{self, Frame, Hello, RefusedReason};
 use crate::reactor::Watched;
 use crate::sys::bell::Bell;
+use crate::sys::process::Process;
 use crate::sys::socket::{Connection, Listener, Received};
 
 /// Takes connections from the listening socket.
@@ -23,6 +24,8 @@ pub(crate) struct Acceptor {
 /// A connection whose task has yet to be started.
 pub(crate) struct NewLink {
     connection: Arc<Connection>,
+    /// Becomes readable when the subscriber's process ends, even if a child of it holds the socket.
+    process: Option<OwnedFd>,
     /// The link's id and doorbell, if the subscriber has introduced itself already.
     greeted: Option<(u64, Bell)>,
 }
@@ -44,9 +47,9 @@ impl Acceptor {
                     return;
                 }
             };
-            match greet(shared, &connection) {
-                Ok(greeted) => {
-                    shared.new_links.lock().push(NewLink { connection, greeted });
+            match admit(shared, connection) {
+                Ok(new) => {
+                    shared.new_links.lock().push(new);
                     shared.notify();
                 }
                 Err(error) => tracing::debug!(%error, "refused a connection"),
@@ -75,9 +78,9 @@ pub(crate) async fn serve(shared: Arc<Shared>, new: NewLink) {
 }
 
 async fn watch(shared: &Shared, new: NewLink, id: &mut Option<u64>) -> Result<(), LinkError> {
-    let connection = new.connection;
+    let NewLink { connection, process, greeted } = new;
     let socket = Watched::register(Arc::clone(&connection))?;
-    let (link, bell) = match new.greeted {
+    let (link, bell) = match greeted {
         Some(greeted) => greeted,
         None => loop {
             let mut ready = socket.readable().await?;
@@ -89,6 +92,7 @@ async fn watch(shared: &Shared, new: NewLink, id: &mut Option<u64>) -> Result<()
         },
     };
     *id = Some(link);
+    let process = process.map(Watched::register).transpose()?;
     let bell = Watched::register(bell)?;
     loop {
         tokio::select! {
@@ -101,11 +105,20 @@ async fn watch(shared: &Shared, new: NewLink, id: &mut Option<u64>) -> Result<()
                     Read::Eof => return Ok(()),
                 }
             }
+            () = ended(process.as_ref()) => return Ok(()),
             ready = bell.readable() => {
                 ready?.clear_ready();
                 shared.pump();
             }
         }
+    }
+}
+
+/// Waits for the end of a process that can be watched.
+async fn ended(process: Option<&Watched<OwnedFd>>) {
+    match process {
+        Some(process) if process.readable().await.is_ok() => {}
+        _ => std::future::pending().await,
     }
 }
 
@@ -131,6 +144,28 @@ fn read(connection: &Connection) -> Result<Read, LinkError> {
     }
 }
 
+/// Looks who has connected, and reads his greeting if it is there.
+fn admit(shared: &Shared, connection: Arc<Connection>) -> Result<NewLink, LinkError> {
+    let process = match identify(&connection) {
+        Ok(Process::Ended) => return Err(LinkError::Ended),
+        Ok(process) => process.into_fd(),
+        Err(error) => return Err(refuse(&connection, error)),
+    };
+    let greeted = greet(shared, &connection)?;
+    Ok(NewLink { connection, process, greeted })
+}
+
+/// Tells a subscriber that there will be no link, as far as it is of use to him.
+fn refuse(connection: &Connection, error: LinkError) -> LinkError {
+    let reason = match &error {
+        LinkError::Fault(Kind::Stranger { .. }) => RefusedReason::NotPermitted,
+        LinkError::Fault(_) => RefusedReason::NotUnderstood,
+        LinkError::Page(_) | LinkError::Io(_) | LinkError::Ended => RefusedReason::OutOfResources,
+    };
+    let _ = connection.send(Frame::Refused(reason).encode(&mut [0; wire::FRAME_MAX]), &[]);
+    error
+}
+
 /// Reads the subscriber's greeting, if it is there, and has its link welcomed by the next run of delivery.
 fn greet(shared: &Shared, connection: &Arc<Connection>) -> Result<Option<(u64, Bell)>, LinkError> {
     let mut bytes = [0; wire::FRAME_MAX + 1];
@@ -139,16 +174,8 @@ fn greet(shared: &Shared, connection: &Arc<Connection>) -> Result<Option<(u64, B
         return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
     }
     match hello(shared, connection, &bytes[..len], fds) {
-        Err(error) => {
-            let reason = match &error {
-                LinkError::Fault(Kind::Stranger { .. }) => RefusedReason::NotPermitted,
-                LinkError::Fault(_) => RefusedReason::NotUnderstood,
-                LinkError::Page(_) | LinkError::Io(_) => RefusedReason::OutOfResources,
-            };
-            let _ = connection.send(Frame::Refused(reason).encode(&mut [0; wire::FRAME_MAX]), &[]);
-            Err(error)
-        }
-        greeted => greeted.map(Some),
+        Ok(greeted) => Ok(Some(greeted)),
+        Err(error) => Err(refuse(connection, error)),
     }
 }
 
@@ -158,7 +185,6 @@ fn hello(
     bytes: &[u8],
     fds: Vec<OwnedFd>,
 ) -> Result<(u64, Bell), LinkError> {
-    check_user(connection)?;
     let frame = Frame::decode(bytes)?;
     let Frame::Hello(Hello { depth, on_full, connected_at_ns, .. }) = frame else {
         return Err(Kind::OutOfTurn(frame.name()).into());

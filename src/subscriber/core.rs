@@ -94,6 +94,8 @@ impl<W: Default> Core<W> {
                     self.had_publisher = true;
                     self.peers.push(Peer { link, waits: W::default() });
                 }
+                // Its socket looks alive as long as a child of it has it open.
+                Err(LinkError::Ended) => self.watch.dir().remove(id)?,
                 Err(error) => tracing::warn!(%error, "cannot connect to a publisher"),
             }
         }

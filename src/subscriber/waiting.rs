@@ -31,6 +31,7 @@ const READ_EVERY_NS: u64 = 1_000_000;
 pub(super) struct Waits {
     socket: Option<Watched<Arc<Connection>>>,
     bell: Option<Watched<Arc<Bell>>>,
+    process: Option<Watched<Arc<OwnedFd>>>,
 }
 
 impl Core<Waits> {
@@ -112,6 +113,15 @@ impl Core<Waits> {
             }
             if poll_ready(&mut waits.socket, cx)? {
                 peer.link.read_socket();
+                any = true;
+            }
+            if waits.process.is_none()
+                && let Some(process) = peer.link.process()
+            {
+                waits.process = Some(Watched::register(Arc::clone(process))?);
+            }
+            if poll_ready(&mut waits.process, cx)? {
+                peer.link.process_ended();
                 any = true;
             }
             if waits.bell.is_none()
@@ -238,31 +248,59 @@ impl Core<Waits> {
                 Timespec::try_from(left).ok()
             }
         };
-        let (sockets, directory) = {
-            let mut fds: Vec<PollFd<'_>> = Vec::with_capacity(2 * self.peers.len() + 1);
-            fds.push(readable(self.watch.as_fd()));
-            fds.extend(self.peers.iter().map(|peer| readable(peer.link.as_fd())));
-            fds.extend(
-                self.peers.iter().filter_map(|peer| peer.link.bell()).map(|bell| readable(bell.as_fd())),
-            );
+        let mut sockets = Vec::new();
+        let mut processes = Vec::new();
+        let directory;
+        {
+            // The directory first, then for each link its socket, its publisher's process and its bell.
+            let mut fds = vec![readable(self.watch.as_fd())];
+            let mut owners = vec![None];
+            for (at, peer) in self.peers.iter().enumerate() {
+                fds.push(readable(peer.link.as_fd()));
+                owners.push(Some((at, Source::Socket)));
+                if let Some(process) = peer.link.process() {
+                    fds.push(readable(process.as_fd()));
+                    owners.push(Some((at, Source::Process)));
+                }
+                if let Some(bell) = peer.link.bell() {
+                    fds.push(readable(bell.as_fd()));
+                    owners.push(Some((at, Source::Bell)));
+                }
+            }
             match poll(&mut fds, timeout.as_ref()) {
                 Ok(0) => return Ok(false),
                 Ok(_) => {}
                 Err(rustix::io::Errno::INTR) => return Ok(true),
                 Err(error) => return Err(io::Error::from(error).into()),
             }
-            let happened = |fd: &PollFd<'_>| !fd.revents().is_empty();
-            let sockets: Vec<bool> = fds[1..=self.peers.len()].iter().map(happened).collect();
-            (sockets, happened(&fds[0]))
-        };
-        for (peer, _) in self.peers.iter_mut().zip(sockets).filter(|(_, happened)| *happened) {
-            peer.link.read_socket();
+            directory = !fds[0].revents().is_empty();
+            for (fd, owner) in fds.iter().zip(owners) {
+                match owner {
+                    Some((at, Source::Socket)) if !fd.revents().is_empty() => sockets.push(at),
+                    Some((at, Source::Process)) if !fd.revents().is_empty() => processes.push(at),
+                    _ => {}
+                }
+            }
+        }
+        for at in sockets {
+            self.peers[at].link.read_socket();
+        }
+        for at in processes {
+            self.peers[at].link.process_ended();
         }
         if directory {
             self.read_watch().map_err(into_io)?;
         }
         Ok(true)
     }
+}
+
+/// What of a link has become ready.
+#[derive(Clone, Copy)]
+enum Source {
+    Socket,
+    Process,
+    Bell,
 }
 
 fn readable(fd: BorrowedFd<'_>) -> PollFd<'_> {

@@ -88,6 +88,11 @@ impl TopicDir {
         socket::connect(self.fd.as_fd(), &publisher_name(id))
     }
 
+    /// Removes the name of a publisher that is known to be dead.
+    pub(crate) fn remove(&self, id: u128) -> Result<(), DiscoveryError> {
+        self.remove_file(&publisher_name(id))
+    }
+
     /// Removes the names that dead processes have left behind here.
     ///
     /// Takes no lock: between finding a name dead and removing it, nobody can have taken that name again, as names are random and never
