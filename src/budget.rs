@@ -2,6 +2,9 @@
 //!
 //! It counts; it neither makes nor frees memory.
 
+#[cfg(all(test, tokio_shm_loom))]
+mod loom_tests;
+
 use crate::gate::Gate;
 use crate::sync::Arc;
 use crate::sync::atomic::{AtomicU64, Ordering};
@@ -37,10 +40,11 @@ impl Budget {
     }
 
     /// Sets `len` bytes aside, or `None` where that would exceed the cap.
-    pub(crate) fn reserve(self: &Arc<Self>, len: u64) -> Option<Reservation> {
-        let fits = |used: u64| used.checked_add(len).filter(|sum| *sum <= self.max);
-        self.used.fetch_update(Ordering::AcqRel, Ordering::Relaxed, fits).ok()?;
-        Some(Reservation { budget: Arc::clone(self), len })
+    // Not a method: loom's `Arc` cannot be a `self`.
+    pub(crate) fn reserve(this: &Arc<Self>, len: u64) -> Option<Reservation> {
+        let fits = |used: u64| used.checked_add(len).filter(|sum| *sum <= this.max);
+        this.used.fetch_update(Ordering::AcqRel, Ordering::Relaxed, fits).ok()?;
+        Some(Reservation { budget: Arc::clone(this), len })
     }
 }
 

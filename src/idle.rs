@@ -2,6 +2,9 @@
 //!
 //! It knows nothing of memory or caps; what it holds is the caller's.
 
+#[cfg(all(test, tokio_shm_loom))]
+mod loom_tests;
+
 use crate::sync::atomic::{AtomicUsize, Ordering};
 use crate::sync::{ArrayQueue, Mutex};
 
@@ -83,12 +86,14 @@ impl<T> Idle<T> {
     /// Takes one from the overflow and moves others into the queue.
     #[cold]
     fn take_overflow(&self) -> Option<T> {
-        // SYNC POINT: overflow length. The list itself is read under the lock.
+        // SYNC POINT: overflow length. The list itself is read under the lock. With either look the queue is looked at
+        // again: between the look that found it empty and this one, somebody may have moved the list into it, which wakes
+        // nobody, as nothing is put by it.
         if self.overflowed.load(Ordering::Acquire) == 0 {
-            return None;
+            return self.queue.pop();
         }
         let mut overflow = self.overflow.lock();
-        let taken = overflow.pop();
+        let Some(taken) = overflow.pop() else { return self.queue.pop() };
         for _ in 0..self.queue.capacity() / 2 {
             let Some(thing) = overflow.pop() else { break };
             if let Err(thing) = self.queue.push(thing) {
@@ -96,7 +101,8 @@ impl<T> Idle<T> {
                 break;
             }
         }
-        self.overflowed.store(overflow.len(), Ordering::Relaxed);
-        taken
+        // SYNC POINT: overflow length. Whoever sees that nothing is left here sees what was moved.
+        self.overflowed.store(overflow.len(), Ordering::Release);
+        Some(taken)
     }
 }

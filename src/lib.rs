@@ -30,6 +30,8 @@
 //!
 //! There are no optional features.
 #![deny(unsafe_code)]
+// Loom runs the parts alone; what uses the rest of them is left out then.
+#![cfg_attr(tokio_shm_loom, allow(dead_code))]
 
 #[cfg(not(target_os = "linux"))]
 compile_error!("tokio-shm runs on Linux only: it is built on memfd seals, eventfd, epoll and inotify");

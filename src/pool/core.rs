@@ -116,12 +116,12 @@ impl PoolCore {
             return Found::Slot(slot);
         }
         let len = self.segment_len(class);
-        if let Some(reservation) = self.budget.reserve(len) {
+        if let Some(reservation) = Budget::reserve(&self.budget, len) {
             return Found::Room(reservation);
         }
         for other in ClassIndex::all().rev().filter(|&other| other != class) {
             self.give_up_idle(other);
-            if let Some(reservation) = self.budget.reserve(len) {
+            if let Some(reservation) = Budget::reserve(&self.budget, len) {
                 return Found::Room(reservation);
             }
         }

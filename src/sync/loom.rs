@@ -178,6 +178,12 @@ impl<T> ArrayQueue<T> {
     }
 }
 
+impl<T> fmt::Debug for ArrayQueue<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ArrayQueue").finish_non_exhaustive()
+    }
+}
+
 /// `tokio::sync::Notify`, down to what it forgets: a permit that `enable` took goes with its future.
 pub(crate) struct Notify(Mutex<NotifyState>);
 
