@@ -112,7 +112,8 @@ impl TopicDir {
     ///
     /// `self` stays open on what may be removed now.
     pub(crate) fn leave(&self) -> Result<(), DiscoveryError> {
-        let root = self.runtime.open()?;
+        // Removed with all that was in it, by whoever made it: nothing is left to leave.
+        let Some(root) = self.runtime.open_existing()? else { return Ok(()) };
         let mut path = relative_path(&self.name);
         loop {
             match unlinkat(&root, &*path, AtFlags::REMOVEDIR) {
@@ -331,6 +332,17 @@ mod tests {
         assert!(other.is_removed().unwrap());
         other.publish(random_id().unwrap()).unwrap();
         assert_eq!(place.topic("d").scan().unwrap().len(), 1);
+    }
+
+    #[test]
+    fn runtime_directory_removed_meanwhile_is_not_brought_back_by_leaving() {
+        let place = Place::new();
+        let mut topic = place.topic("a/b");
+        let id = random_id().unwrap();
+        let _listener = topic.publish(id).unwrap();
+        std::fs::remove_dir_all(place.runtime.path()).unwrap();
+        topic.withdraw(id).unwrap();
+        assert!(!place.runtime.path().exists());
     }
 
     #[test]

@@ -41,30 +41,38 @@ impl RuntimeDir {
 
     /// Opens it, making it if need be, and checks that it is ours alone.
     pub(crate) fn open(&self) -> Result<OwnedFd, RuntimeDirError> {
+        loop {
+            if let Some(fd) = self.open_existing()? {
+                return Ok(fd);
+            }
+            match make_private_dir(CWD, &*self.path) {
+                Ok(()) | Err(Errno::EXIST) => {}
+                Err(source) => {
+                    return Err(RuntimeDirError::Create {
+                        path: self.path.to_path_buf(),
+                        source: source.into(),
+                    });
+                }
+            }
+        }
+    }
+
+    /// As [`open`](Self::open), but `None` if it does not exist: whoever leaves must not bring it back.
+    pub(crate) fn open_existing(&self) -> Result<Option<OwnedFd>, RuntimeDirError> {
         let failed =
             |errno: Errno| RuntimeDirError::Open { path: self.path.to_path_buf(), source: errno.into() };
-        let fd = loop {
-            match open(&*self.path, DIRECTORY, Mode::empty()) {
-                Ok(fd) => break fd,
-                Err(Errno::NOENT) => match make_private_dir(CWD, &*self.path) {
-                    Ok(()) | Err(Errno::EXIST) => {}
-                    Err(source) => {
-                        return Err(RuntimeDirError::Create {
-                            path: self.path.to_path_buf(),
-                            source: source.into(),
-                        });
-                    }
-                },
-                // The last part is a symbolic link, or a file.
-                Err(Errno::LOOP | Errno::NOTDIR) if self.is_not_a_directory() => {
-                    return Err(RuntimeDirError::NotADirectory { path: self.path.to_path_buf() });
-                }
-                Err(errno) => return Err(failed(errno)),
+        let fd = match open(&*self.path, DIRECTORY, Mode::empty()) {
+            Ok(fd) => fd,
+            Err(Errno::NOENT) => return Ok(None),
+            // The last part is a symbolic link, or a file.
+            Err(Errno::LOOP | Errno::NOTDIR) if self.is_not_a_directory() => {
+                return Err(RuntimeDirError::NotADirectory { path: self.path.to_path_buf() });
             }
+            Err(errno) => return Err(failed(errno)),
         };
         let stat = fstat(&fd).map_err(failed)?;
         self.check(stat.st_uid, stat.st_mode & 0o7777, geteuid().as_raw())?;
-        Ok(fd)
+        Ok(Some(fd))
     }
 
     fn is_not_a_directory(&self) -> bool {
