@@ -70,6 +70,10 @@ pub(crate) struct PoolCore {
     pub(crate) budget: Arc<Budget>,
     /// Made when first used; there are over a hundred sizes and few are ever seen.
     classes: Box<[OnceLock<Class>]>,
+    /// Held while idle slots are sorted into those to free and those to keep, and during the last look of `find`: under
+    /// it none is in somebody's hands. So nobody has to be woken when the kept ones are put back. Nobody must be: the
+    /// waiter that looks would wake all others and itself, and they would keep each other looking for ever.
+    sweep: Mutex<()>,
     collectors: Mutex<Vec<Weak<dyn Collect>>>,
 }
 
@@ -78,6 +82,7 @@ impl PoolCore {
         Self {
             budget: Arc::new(Budget::new(config.max_bytes)),
             classes: (0..class::COUNT).map(|_| OnceLock::new()).collect(),
+            sweep: Mutex::new(()),
             collectors: Mutex::new(Vec::new()),
             config,
         }
@@ -119,13 +124,14 @@ impl PoolCore {
         if let Some(reservation) = Budget::reserve(&self.budget, len) {
             return Found::Room(reservation);
         }
+        let _sweeping = self.sweep.lock();
         for other in ClassIndex::all().rev().filter(|&other| other != class) {
             self.give_up_idle(other);
             if let Some(reservation) = Budget::reserve(&self.budget, len) {
                 return Found::Room(reservation);
             }
         }
-        // Somebody may have put one back while we looked at the other sizes.
+        // Somebody may have put one back while we looked at the other sizes, or had it in hand for a sweep.
         self.take_idle(class).map_or(Found::Nothing, Found::Slot)
     }
 
@@ -156,22 +162,28 @@ impl PoolCore {
     #[inline]
     pub(crate) fn give_back(&self, slot: Arc<Slot>) {
         debug_assert_eq!(Arc::strong_count(&slot), 1, "a slot came back while somebody still held it");
+        self.keep(slot);
+        // Where the slot was not kept, its segment's reservation has woken the waiters already.
+        self.budget.gate.wake_all();
+    }
+
+    /// Makes a slot idle, or frees it beyond `max_idle_per_size`.
+    #[inline]
+    fn keep(&self, slot: Arc<Slot>) {
         if self.config.pooling
             && let Some(state) = self.classes[slot.class.index()].get()
         {
             if slot.segment.slots() > 1 {
                 state.idle.put(slot);
             } else {
-                // Beyond `max_idle_per_size` it is freed.
                 drop(state.idle.try_put(slot));
             }
         }
-        // Where the slot was not kept, its segment's reservation has woken the waiters already.
-        self.budget.gate.wake_all();
     }
 
     /// Frees every segment that is wholly idle.
     pub(crate) fn trim(&self) {
+        let _sweeping = self.sweep.lock();
         for class in ClassIndex::all() {
             self.give_up_idle(class);
         }
@@ -210,7 +222,7 @@ impl PoolCore {
         stats
     }
 
-    /// Frees the wholly idle segments of one class.
+    /// Frees the wholly idle segments of one class. The caller holds `sweep`.
     fn give_up_idle(&self, class: ClassIndex) {
         let Some(state) = self.classes[class.index()].get() else { return };
         let idle = state.idle.take_all();
@@ -222,7 +234,7 @@ impl PoolCore {
             idle.into_iter().partition(|slot| found[&slot.segment.id()] == slot.segment.slots());
         drop(free);
         for slot in kept {
-            self.give_back(slot);
+            self.keep(slot);
         }
     }
 
