@@ -237,17 +237,11 @@ impl Core<Waits> {
 
     /// Sleeps until something happens, and handles what concerns sockets and the directory; `false` at the deadline.
     fn sleep(&mut self, deadline: Option<Instant>) -> Result<bool, RecvError> {
-        let timeout = match deadline {
-            None => None,
-            Some(deadline) => {
-                let left = deadline.saturating_duration_since(Instant::now());
-                if left.is_zero() {
-                    return Ok(false);
-                }
-                // Longer than the kernel can count is as good as for ever.
-                Timespec::try_from(left).ok()
-            }
-        };
+        let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        // Past the deadline it looks without sleeping: a caller with no time at all must learn of publishers, too.
+        let late = left.is_some_and(|left| left.is_zero());
+        // Longer than the kernel can count is as good as for ever.
+        let timeout = left.and_then(|left| Timespec::try_from(left).ok());
         let mut sockets = Vec::new();
         let mut processes = Vec::new();
         let directory;
@@ -291,7 +285,7 @@ impl Core<Waits> {
         if directory {
             self.read_watch().map_err(into_io)?;
         }
-        Ok(true)
+        Ok(!late)
     }
 }
 
