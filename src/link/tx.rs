@@ -133,6 +133,11 @@ impl LinkTx {
         self.leaving
     }
 
+    /// Whether the subscriber has something queued or held, as far as was collected.
+    pub(crate) fn has_tickets_out(&self) -> bool {
+        self.tickets.outstanding() > 0
+    }
+
     /// Whether it has not been offered message `seq` yet.
     pub(crate) fn is_behind(&self, seq: u64) -> bool {
         self.next_seq <= seq

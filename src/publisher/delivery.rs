@@ -30,8 +30,8 @@ pub(crate) struct Delivery {
     pub(crate) last_accept: u64,
     /// How many dropped segments of the pool the links know of.
     retired: u64,
-    /// A message from the heap that waits for a slot; it comes before the queue.
-    pub(crate) waiting: Option<Box<[u8]>>,
+    /// Messages in the heap that wait for slots, in order; they come before the queue.
+    pub(crate) waiting: VecDeque<Box<[u8]>>,
     /// Links have come or gone since this was last cleared.
     pub(crate) links_changed: bool,
     /// No message is taken any more.
@@ -52,7 +52,7 @@ impl Delivery {
             last_run: 0,
             last_accept: 0,
             retired: 0,
-            waiting: None,
+            waiting: VecDeque::new(),
             links_changed: false,
             finished: false,
         }
@@ -64,11 +64,16 @@ impl Delivery {
 
     /// Whether a message waits that comes before the queue.
     pub(crate) fn is_behind(&self) -> bool {
-        self.head.is_some() || self.waiting.is_some()
+        self.head.is_some() || !self.waiting.is_empty()
     }
 
     pub(crate) fn is_stuck(&self) -> bool {
         self.head.is_some()
+    }
+
+    /// Whether a subscriber has something that it can release.
+    pub(crate) fn has_tickets_out(&self) -> bool {
+        self.links.iter().any(LinkTx::has_tickets_out)
     }
 
     pub(crate) fn subscribers(&self) -> usize {
@@ -243,7 +248,7 @@ impl Delivery {
     pub(crate) fn finish(&mut self, clean: bool, pool: &PoolCore) {
         self.finished = true;
         self.links_changed = true;
-        self.waiting = None;
+        self.waiting.clear();
         for mut link in std::mem::take(&mut self.links) {
             if clean {
                 link.bye(self.next_seq);

@@ -49,7 +49,14 @@ impl Acceptor {
             };
             match admit(shared, connection) {
                 Ok(new) => {
-                    shared.new_links.lock().push(new);
+                    let mut new_links = shared.new_links.lock();
+                    if shared.has_ended() {
+                        // Nobody is going to start its task: it must see the end here.
+                        new.refuse();
+                        return;
+                    }
+                    new_links.push(new);
+                    drop(new_links);
                     shared.notify();
                 }
                 Err(error) => tracing::debug!(%error, "refused a connection"),
@@ -63,6 +70,13 @@ impl Acceptor {
         while let Ok(Some(connection)) = self.listener.accept() {
             drop(connection);
         }
+    }
+}
+
+impl NewLink {
+    /// Turns the subscriber away.
+    pub(crate) fn refuse(self) {
+        self.connection.shutdown();
     }
 }
 

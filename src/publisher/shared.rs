@@ -19,9 +19,9 @@ use super::stats::PublisherStats;
 use crate::OnFull;
 use crate::event::Notifier;
 use crate::gate::Gate;
-use crate::link::LinkSeed;
-use crate::pool::ShmSegmentPool;
+use crate::link::{LinkSeed, release_slot};
 use crate::pool::core::{Collect, Slot};
+use crate::pool::{PooledSegment, ShmSegmentPool};
 use crate::sys::clock::monotonic_ns;
 use crate::topic::TopicName;
 use crate::turnstile::{Inside, Turnstile};
@@ -75,8 +75,12 @@ pub(crate) struct Shared {
     /// Handles that exist; the last one to go closes the publisher.
     pub(crate) handles: AtomicUsize,
     places: Places,
-    /// Who waits for a place.
+    /// Senders that wait for a place.
     pub(crate) room: Gate,
+    /// Sinks that wait for a place. A gate of their own, where all are always woken: one whose owner polls it no more
+    /// stays registered, and would swallow a wake-up meant for another; and one may not take a place while a message
+    /// waits in the heap, where a sender may.
+    pub(crate) sinks: Gate,
     queue: ArrayQueue<Queued>,
     delivery: Turnstile<Delivery>,
     /// Tells the tx task that there is something to do.
@@ -92,10 +96,10 @@ pub(crate) struct Shared {
     pub(crate) flushed: Gate,
     pub(crate) subscribers: AtomicUsize,
     pub(crate) subscribers_changed: Gate,
-    /// The length that the head of the queue waits for in the pool, plus one; 0 for none.
+    /// The length that the first message in the heap waits for in the pool, plus one; 0 for none.
     starved: AtomicUsize,
     /// The slot that the tx task got for it.
-    pub(crate) fed: Mutex<Option<crate::pool::PooledSegment>>,
+    fed: Mutex<Option<PooledSegment>>,
     /// Nothing is delivered any more: after an orderly end, or because the tx task died.
     ended: AtomicUsize,
     gone: AtomicBool,
@@ -125,6 +129,7 @@ impl Shared {
             notifier,
             handles: AtomicUsize::new(1),
             room: Gate::new(),
+            sinks: Gate::new(),
             control: Mutex::default(),
             controls: AtomicUsize::new(0),
             new_links: Mutex::default(),
@@ -186,6 +191,11 @@ impl Shared {
     pub(crate) fn deliver_now(&self, message: impl FnOnce() -> (Arc<Slot>, usize)) -> bool {
         let Some(mut delivery) = self.enter() else { return false };
         self.prepare(&mut delivery);
+        if !delivery.is_behind() && !self.queue.is_empty() {
+            // Nothing keeps these from being delivered, but a sink that fed them may never come to flush them.
+            self.work(&mut delivery);
+            delivery.last_run = monotonic_ns();
+        }
         let accepted = !(delivery.is_behind() || self.places.is_closed() || !self.queue.is_empty());
         if accepted {
             let (slot, len) = message();
@@ -195,6 +205,10 @@ impl Shared {
             }
         }
         self.leave(delivery);
+        if accepted {
+            // A sender that was woken for a place has left it free: it is the next one's.
+            self.room.wake(1);
+        }
         accepted
     }
 
@@ -212,6 +226,23 @@ impl Shared {
             self.work(&mut delivery);
             self.leave(delivery);
         }
+    }
+
+    /// Gives back places of the queue, and wakes who waits for one.
+    pub(crate) fn give_back(&self, places: usize) {
+        self.places.give_back(places as u64);
+        self.wake_for_room(places);
+    }
+
+    /// Wakes who waits for one of `places` places that came free.
+    pub(crate) fn wake_for_room(&self, places: usize) {
+        self.room.wake(places);
+        self.sinks.wake_all();
+    }
+
+    /// Whether somebody waits for what may be in the queue to be delivered: for a place, or for the end.
+    pub(crate) fn is_waited_for(&self) -> bool {
+        self.room.has_waiters() || self.sinks.has_waiters() || self.is_closed()
     }
 
     /// Tells the delivery something and has it done.
@@ -368,8 +399,13 @@ impl Shared {
             delivery.finish(false, pool);
         }
         if delivery.finished {
-            // Only after a death: a clean end waits until it is empty.
-            while self.queue.pop().is_some() {}
+            // Only after a death: a clean end waits until it is empty. The pool may be shared, and go on.
+            while let Some(queued) = self.queue.pop() {
+                if let Queued::Slot { slot, .. } = queued {
+                    release_slot(pool, slot);
+                }
+            }
+            drop(self.fed.lock().take());
             return;
         }
         if pool.budget.gate.has_waiters() {
@@ -390,12 +426,11 @@ impl Shared {
                 }
                 done += 1;
             }
-            if popped == RUN {
+            if popped >= RUN {
                 self.notify();
                 break;
             }
-            let Some((slot, len)) = self.next_queued(delivery) else { break };
-            popped += 1;
+            let Some((slot, len)) = self.next_queued(delivery, &mut popped) else { break };
             if delivery.deliver(slot, len, pool) {
                 done += 1;
             }
@@ -403,8 +438,7 @@ impl Shared {
         if popped > 0 {
             // Taken after the pops: later than any of these messages was accepted.
             delivery.log(monotonic_ns());
-            self.places.give_back(popped as u64);
-            self.room.wake(popped);
+            self.give_back(popped);
         }
         if done > 0 {
             self.delivered.fetch_add(done, Ordering::AcqRel);
@@ -412,31 +446,77 @@ impl Shared {
         }
     }
 
-    /// The next queued message, in a slot; `None` too while one waits for a slot.
-    fn next_queued(&self, delivery: &mut Delivery) -> Option<(Arc<Slot>, usize)> {
-        if let Some(bytes) = delivery.waiting.take() {
-            return self.seat(delivery, bytes);
+    /// The next queued message, in a slot; `None` too while one waits for a slot. Counts in `popped` what left the queue.
+    #[inline]
+    fn next_queued(&self, delivery: &mut Delivery, popped: &mut usize) -> Option<(Arc<Slot>, usize)> {
+        if delivery.waiting.is_empty() {
+            let queued = self.queue.pop()?;
+            *popped += 1;
+            match queued {
+                Queued::Slot { slot, len } => return Some((slot, len)),
+                Queued::Heap(bytes) => delivery.waiting.push_back(bytes),
+            }
         }
-        match self.queue.pop()? {
-            Queued::Slot { slot, len } => Some((slot, len)),
-            Queued::Heap(bytes) => self.seat(delivery, bytes),
-        }
+        self.seat(delivery, popped)
     }
 
-    /// Moves a message from the heap into a slot, or has the tx task look for one.
+    /// Moves the first message from the heap into a slot, or has the tx task look for one.
     #[cold]
-    fn seat(&self, delivery: &mut Delivery, bytes: Box<[u8]>) -> Option<(Arc<Slot>, usize)> {
-        let fed = self.fed.lock().take().filter(|segment| segment.capacity() >= bytes.len());
-        let Some(mut segment) = fed else {
-            self.starved.store(bytes.len() + 1, Ordering::Release);
-            delivery.waiting = Some(bytes);
-            self.notify();
+    fn seat(&self, delivery: &mut Delivery, popped: &mut usize) -> Option<(Arc<Slot>, usize)> {
+        let len = delivery.waiting.front()?.len();
+        let fed = self.fed.lock().take().filter(|segment| segment.capacity() >= len);
+        let Some(mut segment) = fed.or_else(|| self.swap_out(delivery, len, popped)) else {
+            if self.starved.swap(len + 1, Ordering::AcqRel) != len + 1 {
+                self.notify();
+            }
             return None;
         };
-        self.starved.store(0, Ordering::Release);
-        segment.set_len(bytes.len());
+        let bytes = delivery.waiting.pop_front()?;
+        segment.set_len(len);
         segment.copy_from_slice(&bytes);
-        Some((segment.into_slot(), bytes.len()))
+        if delivery.waiting.is_empty() {
+            self.starved.swap(0, Ordering::AcqRel);
+            // What the tx task has got by now comes too late.
+            drop(self.fed.lock().take());
+            self.sinks.wake_all();
+        }
+        Some((segment.into_slot(), len))
+    }
+
+    /// A slot for the first message in the heap from a message further back, whose bytes wait in the heap instead.
+    ///
+    /// Only where no subscriber has any to release: with all memory in messages behind the one that waits for some, it
+    /// would wait for ever.
+    fn swap_out(&self, delivery: &mut Delivery, len: usize, popped: &mut usize) -> Option<PooledSegment> {
+        delivery.reclaim(self.pool.core());
+        if let Ok(Some(idle)) = self.pool.take_idle(len) {
+            return Some(idle);
+        }
+        // No more of them than the queue is long: each has given its place to another.
+        while !delivery.has_tickets_out() && delivery.waiting.len() <= self.config.queue as usize {
+            let queued = self.queue.pop()?;
+            *popped += 1;
+            match queued {
+                Queued::Heap(bytes) => delivery.waiting.push_back(bytes),
+                Queued::Slot { slot, len: next } => {
+                    let segment = PooledSegment::new(slot, next, Arc::clone(self.pool.core()));
+                    delivery.waiting.push_back(segment[..].into());
+                    if segment.capacity() >= len {
+                        return Some(segment);
+                    }
+                    // Too small; but what it frees may make room for one that is not.
+                }
+            }
+        }
+        None
+    }
+
+    /// Leaves a slot for the message that waits for one, if it still does.
+    pub(crate) fn feed(&self, segment: PooledSegment) {
+        let mut fed = self.fed.lock();
+        if self.starved_for().is_some() {
+            *fed = Some(segment);
+        }
     }
 
     /// Rings who has to be woken and opens the turnstile; if somebody knocked meanwhile, his work is done too, by the
@@ -482,12 +562,15 @@ impl Shared {
 
     fn bury(&self) {
         self.acceptor.close();
+        // Ended was set before: nobody adds to them any more.
+        std::mem::take(&mut *self.new_links.lock()).into_iter().for_each(NewLink::refuse);
         LOCAL.lock().remove(&self.config.id);
         self.wake_everybody();
     }
 
     fn wake_everybody(&self) {
         self.room.wake_all();
+        self.sinks.wake_all();
         self.flushed.wake_all();
         self.subscribers_changed.wake_all();
         self.pool.core().budget.gate.wake_all();

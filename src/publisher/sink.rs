@@ -4,6 +4,7 @@ use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{Ordering, fence};
 use std::task::{Context, Poll, ready};
 
 use futures::Sink;
@@ -22,19 +23,24 @@ type Waiting<T> = Option<Pin<Box<dyn Future<Output = T> + Send>>>;
 pub(super) struct SinkState {
     /// A place is reserved for the next `start_send`.
     reserved: bool,
+    /// Messages were accepted without a signal since the last flush began.
+    unsignalled: bool,
     // Only ever used through `&mut`; the lock makes the handle `Sync`.
     making_ready: Mutex<Waiting<Result<(), NoPlace>>>,
     flushing: Mutex<Waiting<bool>>,
 }
 
 impl SinkState {
-    /// Gives up the reserved place, if there is one.
+    /// Gives up the reserved place, if there is one, and has delivered what nobody is going to flush any more.
     pub(super) fn release(&mut self, shared: &Shared) {
         if std::mem::take(&mut self.reserved) {
             shared.places().cancel_reserved();
-            shared.room.wake(1);
+            shared.wake_for_room(1);
             // A closing publisher waits for its places.
             shared.notify();
+        }
+        if std::mem::take(&mut self.unsignalled) {
+            shared.pump();
         }
     }
 
@@ -48,10 +54,8 @@ impl SinkState {
             None => match try_reserve(shared) {
                 Some(made) => made,
                 None => {
-                    // What `feed` accepted without a signal is what fills the queue.
-                    shared.pump();
                     let shared = Arc::clone(shared);
-                    let wait = async move { shared.room.wait_until(|| try_reserve(&shared)).await };
+                    let wait = async move { shared.sinks.wait_until(|| make_ready(&shared)).await };
                     ready!(waiting.insert(Box::pin(wait)).as_mut().poll(cx))
                 }
             },
@@ -66,6 +70,7 @@ impl SinkState {
         let flushed = match waiting {
             Some(waiting) => ready!(waiting.as_mut().poll(cx)),
             None => {
+                self.unsignalled = false;
                 shared.pump();
                 let target = shared.flush_target();
                 match shared.flushed(target) {
@@ -81,6 +86,14 @@ impl SinkState {
         *waiting = None;
         Poll::Ready(flushed)
     }
+}
+
+/// What a waiting sink tries: it may be that only what sinks accepted without a signal fills the queue.
+fn make_ready(shared: &Shared) -> Option<Result<(), NoPlace>> {
+    try_reserve(shared).or_else(|| {
+        shared.pump();
+        try_reserve(shared)
+    })
 }
 
 /// `None`: not now. While a message waits in the heap for memory nobody gets a place, so that such are few.
@@ -125,12 +138,20 @@ impl<B: Payload> Sink<B> for ShmPublisher {
             }
             Err((buf, SendErrorKind::Pool(TakeError::Full { .. }))) => Queued::Heap(buf.as_bytes().into()),
             Err((buf, kind)) => {
-                places.give_back(1);
-                this.shared.room.wake(1);
+                this.shared.give_back(1);
                 return Err(SinkError::new(kind, Some(buf.into_returned())));
             }
         };
         this.shared.push(queued);
+        this.sink.unsignalled = true;
+        // A flush that was given up would not wait for this message.
+        *this.sink.flushing.get_mut() = None;
+        // Nobody is to wait, for a place or for the end, until this sink happens to be flushed. The fence stands between
+        // the push and these looks: whoever has come by now is seen, and whoever comes later sees the message.
+        fence(Ordering::SeqCst);
+        if this.shared.is_waited_for() {
+            this.shared.pump();
+        }
         Ok(())
     }
 

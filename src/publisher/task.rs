@@ -74,7 +74,7 @@ impl TxTask {
                     }
                 },
                 Some(_) = links.join_next() => {}
-                segment = self.feed() => *shared.fed.lock() = segment,
+                Some(segment) = self.feed() => shared.feed(segment),
                 () = self.time_out() => {}
             }
             shared.pump();
