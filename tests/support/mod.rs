@@ -71,6 +71,37 @@ pub(crate) async fn until(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
+/// Runs `body` on a thread of its own, and returns what waits for its end, for no longer than the limit.
+///
+/// Nothing of it is a timer of `body`'s runtime: that would poll it once more, and hide a wake-up that was lost.
+pub(crate) fn spawn_bounded<T: Send + 'static>(
+    what: &'static str,
+    body: impl FnOnce() -> T + Send + 'static,
+) -> impl FnOnce() -> T {
+    let (done, outcome) = std::sync::mpsc::channel();
+    std::thread::spawn(move || done.send(body()));
+    move || match outcome.recv_timeout(LIMIT) {
+        Ok(value) => value,
+        Err(error) => panic!("{what}: {error}"),
+    }
+}
+
+/// Random enough to vary what happens; the same in each run.
+pub(crate) struct Random(u64);
+
+impl Random {
+    pub(crate) fn new(seed: u64) -> Self {
+        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+    }
+
+    pub(crate) fn below(&mut self, end: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 >> 16) % end
+    }
+}
+
 const ROLE: &str = "TOKIO_SHM_TEST_ROLE";
 const DIRECTORY: &str = "TOKIO_SHM_TEST_DIR";
 
