@@ -147,8 +147,9 @@ impl ShmSegmentPool {
         self.core.trim();
     }
 
-    /// The pool's counters.
+    /// The pool's counters, after collecting what subscribers have released.
     pub fn stats(&self) -> PoolStats {
+        self.core.collect();
         self.core.stats()
     }
 

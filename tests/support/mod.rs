@@ -149,6 +149,11 @@ impl Peer {
         writeln!(self.stdin.as_mut().expect("open"), "{line}").expect("write to the child");
     }
 
+    /// Says no more: its [`Role::hear`] returns `None`.
+    pub(crate) fn close_stdin(&mut self) {
+        drop(self.stdin.take());
+    }
+
     /// Kills it with SIGKILL and waits for its end.
     pub(crate) fn kill(&mut self) {
         self.child.kill().expect("kill");
