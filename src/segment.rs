@@ -4,7 +4,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crate::budget::Reservation;
 use crate::sys::memory::{self, Backing, CreateOptions, Mapping, MemoryError};
@@ -22,6 +22,8 @@ pub(crate) struct Segment {
     slots: usize,
     /// How often each slot was taken: written by the slot's only holder, so a plain load and store will do.
     takes: Box<[AtomicU64]>,
+    /// Somebody may read one of the slots for ever: none is used again, so that the object can go when the others are back.
+    abandoned: AtomicBool,
     /// Takes of all segments of this class that are gone.
     past_takes: Arc<AtomicU64>,
     // Last, so that the bytes are free again only after the mapping is gone.
@@ -40,7 +42,17 @@ impl Segment {
         let (fd, mapping) = memory::create(len, options)?;
         let takes = (0..slots).map(|_| AtomicU64::new(0)).collect();
         let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
-        Ok(Self { id, mapping, fd, backing: options.backing, slots, takes, past_takes, reservation })
+        Ok(Self {
+            id,
+            mapping,
+            fd,
+            backing: options.backing,
+            slots,
+            takes,
+            abandoned: AtomicBool::new(false),
+            past_takes,
+            reservation,
+        })
     }
 
     pub(crate) fn id(&self) -> u64 {
@@ -61,6 +73,17 @@ impl Segment {
 
     pub(crate) fn mapping(&self) -> &Mapping {
         &self.mapping
+    }
+
+    /// Has every slot dropped instead of used again, from the next time that it comes back.
+    pub(crate) fn abandon(&self) {
+        // Relaxed, as its look: the slot that it is about never comes back, the others may as well be used once more.
+        self.abandoned.store(true, Ordering::Relaxed);
+    }
+
+    #[inline]
+    pub(crate) fn is_abandoned(&self) -> bool {
+        self.abandoned.load(Ordering::Relaxed)
     }
 
     /// Counts one take of slot `index`, by its only holder.

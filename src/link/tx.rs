@@ -298,13 +298,26 @@ impl LinkTx {
         self.ringer.ring();
     }
 
-    /// Ends the link because the subscriber was stuck for too long.
-    pub(crate) fn evict(&mut self) {
+    /// Ends the link because the subscriber was stuck for too long. It may keep what it holds, and no more.
+    pub(crate) fn evict(mut self, pool: &PoolCore) {
         let _ = send(&self.connection, &Frame::Refused(RefusedReason::Stuck), &[]);
         self.ringer.ring();
+        self.leave(pool);
+        if self.fault.is_some() { self.end(pool) } else { self.part(pool) }
     }
 
-    /// Hands back every slot that the subscriber had; the link is over.
+    /// Ends the link of a subscriber that lives on, and may read what it has for as long as it likes: only what it has
+    /// released goes back.
+    pub(crate) fn part(mut self, pool: &PoolCore) {
+        if self.try_reclaim(pool).is_ok() {
+            for slot in self.tickets.drain() {
+                pool.abandon(slot);
+            }
+        }
+        self.end(pool);
+    }
+
+    /// Hands back every slot that the subscriber had: it is gone, or has broken the protocol. The link is over.
     pub(crate) fn end(mut self, pool: &PoolCore) {
         for slot in self.tickets.drain() {
             release_slot(pool, slot);

@@ -105,9 +105,13 @@ impl PoolCore {
     #[inline]
     pub(crate) fn take_idle(&self, class: ClassIndex) -> Option<Arc<Slot>> {
         let state = self.classes[class.index()].get()?;
-        let slot = state.idle.take()?;
-        slot.segment.count_take(slot.index);
-        Some(slot)
+        loop {
+            let slot = state.idle.take()?;
+            if !slot.segment.is_abandoned() {
+                slot.segment.count_take(slot.index);
+                return Some(slot);
+            }
+        }
     }
 
     /// Looks everywhere for a slot: idle, released by subscribers, below the cap, or in the place of idle ones of
@@ -167,10 +171,23 @@ impl PoolCore {
         self.budget.gate.wake_all();
     }
 
+    /// Gives up a share of a slot that somebody out of reach may go on reading: it is never written again. What its
+    /// segment takes is free for others once the other slots of it are back; the reader keeps his own mapping.
+    pub(crate) fn abandon(&self, slot: Arc<Slot>) {
+        slot.segment.abandon();
+        let class = slot.class;
+        drop(slot);
+        let _sweeping = self.sweep.lock();
+        if let Some(state) = self.classes[class.index()].get() {
+            state.idle.take_all().into_iter().for_each(|idle| self.keep(idle));
+        }
+    }
+
     /// Makes a slot idle, or frees it beyond `max_idle_per_size`.
     #[inline]
     fn keep(&self, slot: Arc<Slot>) {
         if self.config.pooling
+            && !slot.segment.is_abandoned()
             && let Some(state) = self.classes[slot.class.index()].get()
         {
             if slot.segment.slots() > 1 {

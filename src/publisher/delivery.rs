@@ -6,7 +6,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use super::Message;
-use crate::link::{LinkSeed, LinkTx, Offer};
+use crate::link::{LinkError, LinkSeed, LinkTx, Offer};
 use crate::pool::core::{PoolCore, Slot};
 use crate::proto::bell;
 use crate::proto::joinlog::JoinLog;
@@ -216,26 +216,26 @@ impl Delivery {
 
     /// A subscriber is gone: everything it held comes back.
     pub(crate) fn remove(&mut self, id: u64, pool: &PoolCore) {
-        if let Some(index) = self.links.iter().position(|link| link.id == id) {
-            let link = self.links.swap_remove(index);
-            self.links_changed = true;
+        if let Some(link) = self.take_link(id) {
             link.end(pool);
+        }
+    }
+
+    /// A subscriber cannot be served any more, but lives on for all that is known.
+    pub(crate) fn part(&mut self, id: u64, pool: &PoolCore) {
+        if let Some(link) = self.take_link(id) {
+            link.part(pool);
         }
     }
 
     /// Ends the links that have kept senders waiting since before `limit`, and says when the next one is due.
     pub(crate) fn evict(&mut self, limit: u64, pool: &PoolCore) {
-        let stuck =
-            self.links.iter_mut().filter(|link| link.blocked_since.is_some_and(|since| since <= limit));
-        let ids: Vec<u64> = stuck
-            .map(|link| {
-                link.evict();
-                link.id
-            })
-            .collect();
-        for id in ids {
-            tracing::warn!(link = id, "a subscriber was stuck for too long and has been disconnected");
-            self.remove(id, pool);
+        let stuck = |link: &LinkTx| link.blocked_since.is_some_and(|since| since <= limit);
+        while let Some(index) = self.links.iter().position(stuck) {
+            let link = self.links.swap_remove(index);
+            self.links_changed = true;
+            tracing::warn!(link = link.id, "a subscriber was stuck for too long and has been disconnected");
+            link.evict(pool);
         }
     }
 
@@ -253,7 +253,7 @@ impl Delivery {
             if clean {
                 link.bye(self.next_seq);
             }
-            link.end(pool);
+            link.part(pool);
         }
         for message in self.head.take().into_iter().chain(self.history.drain(..)) {
             crate::link::release_slot(pool, message.slot);
@@ -273,10 +273,18 @@ impl Delivery {
     fn remove_broken(&mut self, pool: &PoolCore) {
         while let Some(link) = self.links.iter_mut().find(|link| link.fault.is_some()) {
             let id = link.id;
-            if let Some(fault) = link.fault.take() {
-                tracing::warn!(%fault, link = id, "disconnecting a subscriber");
+            let Some(fault) = link.fault.take() else { return };
+            tracing::warn!(%fault, link = id, "disconnecting a subscriber");
+            match fault {
+                LinkError::Fault(_) => self.remove(id, pool),
+                _ => self.part(id, pool),
             }
-            self.remove(id, pool);
         }
+    }
+
+    fn take_link(&mut self, id: u64) -> Option<LinkTx> {
+        let index = self.links.iter().position(|link| link.id == id)?;
+        self.links_changed = true;
+        Some(self.links.swap_remove(index))
     }
 }

@@ -83,11 +83,15 @@ impl NewLink {
 /// Runs a link until its subscriber is gone. Dropping it (with the tx task) leaves the link to the end of all.
 pub(crate) async fn serve(shared: Arc<Shared>, new: NewLink) {
     let mut id = new.greeted.as_ref().map(|(id, _)| *id);
-    if let Err(error) = watch(&shared, new, &mut id).await {
+    let outcome = watch(&shared, new, &mut id).await;
+    if let Err(error) = &outcome {
         tracing::debug!(%error, "a subscriber's link ended");
     }
     if let Some(id) = id {
-        shared.tell(Control::Remove(id));
+        shared.tell(match outcome {
+            Ok(()) | Err(LinkError::Fault(_)) => Control::Remove(id),
+            Err(_) => Control::Part(id),
+        });
     }
 }
 

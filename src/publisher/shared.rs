@@ -57,6 +57,7 @@ pub(crate) enum Control {
     Add(Box<LinkSeed>),
     Leave(u64),
     Remove(u64),
+    Part(u64),
 }
 
 pub(crate) struct Config {
@@ -388,6 +389,7 @@ impl Shared {
                 Control::Add(_) => {}
                 Control::Leave(id) => delivery.leave(id, self.pool.core()),
                 Control::Remove(id) => delivery.remove(id, self.pool.core()),
+                Control::Part(id) => delivery.part(id, self.pool.core()),
             }
         }
     }
