@@ -65,9 +65,7 @@ struct Arguments {
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
-    // In a task of its own: the runtime lets a task look for messages without a system call between two looks, which it
-    // does not do for the future that `main` is.
-    support::exit(tokio::spawn(run()).await.unwrap_or_else(|panicked| Err(panicked.into())))
+    support::exit(run().await)
 }
 
 async fn run() -> Result {
