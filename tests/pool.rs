@@ -1,0 +1,556 @@
+//! The pool: what it counts, what it keeps, what it gives up, and who waits when there is nothing left.
+
+mod support;
+
+use std::time::Duration;
+
+use proptest::prelude::*;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use support::{Dir, LIMIT, Peer, Role, wait_until, within};
+use tokio_shm::{Backing, PooledSegment, ShmPoolConfig, ShmSegmentPool, TakeError};
+
+const KIB: usize = 1 << 10;
+const MIB: usize = 1 << 20;
+
+const BACKINGS: [Backing; 2] = [Backing::Memfd, Backing::PosixShm];
+
+fn pool(config: ShmPoolConfig) -> ShmSegmentPool {
+    ShmSegmentPool::new(config)
+}
+
+fn capped(bytes: usize) -> ShmPoolConfig {
+    ShmPoolConfig::new().max_bytes(bytes as u64)
+}
+
+/// How many payload segments this process has mapped.
+fn mapped_segments() -> usize {
+    let maps = std::fs::read_to_string("/proc/self/maps").expect("own mappings");
+    maps.lines()
+        .filter(|line| line.contains("/memfd:tokio-shm-segment") || line.contains("/dev/shm/"))
+        .count()
+}
+
+#[test]
+fn slot_given_back_is_taken_again_and_counted_as_a_hit() {
+    for backing in BACKINGS {
+        let pool = pool(ShmPoolConfig::new().backing(backing));
+        for len in [64, 5_000, MIB] {
+            let before = pool.stats();
+            let mut first = pool.try_take(len).unwrap();
+            first.fill(7);
+            let address = first.as_ptr();
+            assert!(first.len() == len && first.capacity() >= len && first.capacity() - len <= len / 4);
+            drop(first);
+            if len == MIB {
+                let again = pool.try_take(len - 10_000).unwrap();
+                assert_eq!(again.as_ptr(), address);
+                assert!(again.iter().all(|byte| *byte == 7), "nothing is cleared");
+            } else {
+                drop(pool.try_take(len).unwrap());
+            }
+            let after = pool.stats();
+            assert_eq!((after.misses - before.misses, after.hits - before.hits), (1, 1), "{len}");
+            assert_eq!((after.in_use(), after.segments - before.segments), (0, 1));
+        }
+    }
+}
+
+#[test]
+fn take_at_the_cap_fails_waits_or_times_out() {
+    for backing in BACKINGS {
+        let pool = pool(capped(2 * MIB).backing(backing));
+        let first = pool.try_take(MIB).unwrap();
+        let second = pool.try_take(MIB).unwrap();
+        assert_eq!(pool.stats().bytes, 2 * MIB as u64);
+        let full = pool.try_take(64).unwrap_err();
+        assert!(
+            matches!(full, TakeError::Full { len: 64, max_bytes } if max_bytes == 2 * MIB as u64),
+            "{full}"
+        );
+        let timeout = Duration::from_millis(5);
+        let begun = std::time::Instant::now();
+        let late = pool.blocking_take_timeout(MIB, timeout).unwrap_err();
+        assert!(matches!(late, TakeError::TimedOut { len: MIB }) && begun.elapsed() >= timeout, "{late}");
+
+        let waiting = std::thread::spawn({
+            let pool = pool.clone();
+            move || pool.blocking_take(MIB).map(drop)
+        });
+        wait_until("a thread waits", || pool.stats().waiters == 1);
+        drop(first);
+        waiting.join().unwrap().unwrap();
+        drop(second);
+        assert_eq!((pool.stats().waiters, pool.stats().in_use(), pool.stats().segments), (0, 0, 2));
+        drop(pool.blocking_take_timeout(MIB, Duration::MAX).unwrap());
+    }
+}
+
+#[tokio::test]
+async fn task_at_the_cap_waits_until_a_segment_comes_free() {
+    let pool = pool(capped(MIB));
+    let held = pool.take(MIB).await.unwrap();
+    let waiting = tokio::spawn({
+        let pool = pool.clone();
+        async move { pool.take(100).await.map(drop) }
+    });
+    support::until("a task waits", || pool.stats().waiters == 1).await;
+    // One that gives up takes nothing with it.
+    assert!(tokio::time::timeout(Duration::from_millis(2), pool.take(MIB)).await.is_err());
+    assert_eq!(pool.stats().waiters, 1);
+    drop(held);
+    within("take", waiting).await.unwrap().unwrap();
+    assert_eq!((pool.stats().waiters, pool.stats().in_use()), (0, 0));
+}
+
+#[tokio::test]
+async fn take_dropped_while_its_segment_is_made_leaves_it_idle() {
+    let pool = pool(capped(4 * MIB));
+    for _ in 0..20 {
+        // It has begun to make one by then, or waits for the one that another began.
+        drop(tokio_test::task::spawn(pool.take(4 * MIB)).poll());
+    }
+    // Made on another thread, it may come only now.
+    let segment = within("take", pool.take(4 * MIB)).await.unwrap();
+    assert_eq!((pool.stats().segments, pool.stats().in_use()), (1, 1));
+    drop(segment);
+    pool.trim();
+    assert_eq!(pool.stats().bytes, 0);
+}
+
+#[test]
+fn idle_slots_of_other_sizes_are_given_up_before_anyone_waits() {
+    for backing in BACKINGS {
+        let pool = pool(capped(4 * MIB).backing(backing));
+        let lens = [64, 1_000, 16 * KIB, 20_000, 100_000, MIB];
+        let held: Vec<_> = lens.iter().map(|len| pool.try_take(*len).unwrap()).collect();
+        drop(held);
+        assert!(pool.stats().segments == lens.len() && pool.stats().in_use() == 0);
+        // All of the cap, at once.
+        let all = pool.try_take(4 * MIB).unwrap();
+        let stats = pool.stats();
+        assert_eq!((stats.segments, stats.bytes, stats.idle()), (1, 4 * MIB as u64, 0));
+        drop(all);
+        // And back: the one large segment goes for a small slot.
+        let small = pool.try_take(1).unwrap();
+        assert!(pool.stats().bytes <= 512 * KIB as u64);
+        // A segment of which one slot is in use stays, and so do the bytes in it.
+        drop(pool.try_take(1).unwrap());
+        assert!(matches!(pool.try_take(4 * MIB), Err(TakeError::Full { .. })));
+        drop(small);
+        drop(pool.try_take(4 * MIB).unwrap());
+    }
+}
+
+#[test]
+fn idle_segments_beyond_the_maximum_are_freed() {
+    let pool = pool(ShmPoolConfig::new().max_idle_per_size(2));
+    let held: Vec<_> = (0..5).map(|_| pool.try_take(MIB).unwrap()).collect();
+    assert_eq!(pool.stats().bytes, 5 * MIB as u64);
+    drop(held);
+    let stats = pool.stats();
+    assert_eq!((stats.idle(), stats.segments, stats.bytes), (2, 2, 2 * MIB as u64));
+    assert_eq!(stats.sizes.len(), 1);
+    assert_eq!((stats.sizes[0].size, stats.sizes[0].slots, stats.sizes[0].idle), (MIB, 2, 2));
+    // Small ones share segments: all of them stay.
+    let held: Vec<_> = (0..100).map(|_| pool.try_take(64).unwrap()).collect();
+    drop(held);
+    assert_eq!(pool.stats().segments, 3);
+}
+
+#[test]
+fn trim_frees_what_is_wholly_idle_and_nothing_else() {
+    let pool = pool(ShmPoolConfig::new());
+    let large = pool.try_take(MIB).unwrap();
+    let mut small: Vec<_> = (0..10_000).map(|_| pool.try_take(64).unwrap()).collect();
+    assert_eq!(pool.stats().segments, 4, "4,096 slots of 64 bytes share one");
+    let mut kept = small.swap_remove(0);
+    kept.fill(9);
+    drop((small, large));
+    pool.trim();
+    assert_eq!((pool.stats().segments, pool.stats().in_use()), (1, 1));
+    assert_eq!(*kept, [9; 64]);
+    // What was left idle in it can still be taken.
+    let held: Vec<_> = (0..4_095).map(|_| pool.try_take(64).unwrap()).collect();
+    assert_eq!(pool.stats().segments, 1);
+    drop((kept, held));
+    pool.trim();
+    let stats = pool.stats();
+    assert_eq!((stats.segments, stats.bytes, stats.idle()), (0, 0, 0));
+    assert_eq!((stats.misses, stats.hits), (4, 9_997 + 4_095), "counts outlive segments");
+}
+
+#[test]
+fn prewarm_makes_slots_up_to_the_cap() {
+    let pool = pool(capped(8 * MIB).max_idle_per_size(4));
+    assert_eq!(pool.prewarm(MIB, 3).unwrap(), 3);
+    assert_eq!((pool.stats().idle(), pool.stats().misses), (3, 3));
+    assert_eq!(pool.prewarm(MIB, 3).unwrap(), 3, "they are there already");
+    assert_eq!(pool.stats().misses, 3);
+    assert_eq!(pool.prewarm(MIB, 6).unwrap(), 4, "no more than may be idle");
+    assert!(pool.prewarm(64, 5_000).unwrap() >= 5_000);
+    assert_eq!(pool.prewarm(2 * MIB, 100).unwrap(), 4);
+    assert_eq!(pool.stats().bytes, 8 * MIB as u64);
+    assert!(matches!(pool.prewarm(9 * MIB, 1), Err(TakeError::TooLarge { .. })));
+}
+
+#[test]
+fn pool_without_pooling_keeps_nothing() {
+    for backing in BACKINGS {
+        let pool = pool(capped(4 * MIB).pooling(false).backing(backing));
+        for len in [64, 64, MIB, MIB] {
+            drop(pool.try_take(len).unwrap());
+            let stats = pool.stats();
+            assert_eq!((stats.idle(), stats.bytes, stats.segments), (0, 0, 0));
+        }
+        assert_eq!((pool.stats().misses, pool.stats().hits), (4, 0));
+    }
+}
+
+#[test]
+fn length_beyond_the_cap_is_too_large_and_no_length_is_not() {
+    let pool = pool(capped(MIB));
+    for len in [MIB + 1, 1 << 30, 1 << 50, usize::MAX] {
+        let error = pool.try_take(len).unwrap_err();
+        assert!(matches!(error, TakeError::TooLarge { len: told, .. } if told == len), "{error}");
+        assert!(matches!(pool.blocking_take(len), Err(TakeError::TooLarge { .. })));
+    }
+    assert_eq!(pool.stats().bytes, 0);
+    let mut none = pool.try_take(0).unwrap();
+    assert!(none.is_empty() && none.capacity() == 64);
+    none.set_len(64);
+    none.fill(1);
+    // Smaller than a page, a pool can hold nothing at all.
+    assert!(matches!(ShmSegmentPool::new(capped(0)).try_take(0), Err(TakeError::TooLarge { .. })));
+    assert_eq!(ShmSegmentPool::new(capped(4 * KIB)).try_take(1).unwrap().len(), 1);
+}
+
+#[test]
+#[should_panic(expected = "do not fit")]
+fn set_len_beyond_the_capacity_panics() {
+    let mut segment = pool(ShmPoolConfig::new()).try_take(100).unwrap();
+    segment.set_len(129);
+}
+
+#[test]
+fn segment_outlives_its_pool() {
+    for len in [64, MIB] {
+        let pool = pool(ShmPoolConfig::new());
+        let mut segment = pool.try_take(len).unwrap();
+        let other = pool.try_take(len).unwrap();
+        drop(pool);
+        segment.fill(3);
+        drop(other);
+        assert!(segment.iter().all(|byte| *byte == 3));
+    }
+}
+
+#[test]
+fn thread_that_waits_at_the_cap_sleeps() {
+    let pool = pool(capped(2 * MIB));
+    // Idle slots of other sizes that cannot be given up, because one of their segment is in use.
+    let held: Vec<_> = [64, 1_000, 4_000, MIB].map(|len| pool.try_take(len).unwrap()).into();
+    let cpu =
+        || Duration::try_from(rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime)).unwrap();
+    let before = cpu();
+    let waited = Duration::from_millis(500);
+    assert!(matches!(pool.blocking_take_timeout(2 * MIB, waited), Err(TakeError::TimedOut { .. })));
+    let used = cpu() - before;
+    assert!(used < waited / 4, "{used:?} of processor time in a wait of {waited:?}");
+    drop(held);
+}
+
+#[test]
+fn takes_and_drops_in_many_threads_add_up() {
+    // A tight cap, so that sizes push each other out and threads wait for one another all the time.
+    let pool = pool(capped(2 * MIB).max_idle_per_size(3).populate(false));
+    let lens = [1, 64, 200, 4_000, 16 * KIB, 20_000, 100_000, 300_000, MIB];
+    let takes: u64 = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..4_u8)
+            .map(|number| {
+                let (pool, lens) = (&pool, &lens);
+                scope.spawn(move || {
+                    let mut random = u64::from(number) + 1;
+                    let mut taken = 0;
+                    let mut held: Vec<PooledSegment> = Vec::new();
+                    for round in 0..3_000 {
+                        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(99);
+                        let choice = (random >> 33) as usize;
+                        let len = lens[choice % lens.len()];
+                        // Whoever holds nothing may wait for the others; if all waited for each other, none would.
+                        let segment = if held.is_empty() {
+                            Some(pool.blocking_take_timeout(len, LIMIT).unwrap())
+                        } else {
+                            pool.try_take(len).ok()
+                        };
+                        if round % 64 == 0 {
+                            assert!(pool.stats().bytes <= 2 * MIB as u64);
+                        }
+                        if let Some(mut segment) = segment {
+                            segment.fill(number);
+                            taken += 1;
+                            held.push(segment);
+                        }
+                        if held.len() > choice % 4 {
+                            let segment = held.swap_remove(choice % held.len());
+                            assert!(segment.iter().all(|byte| *byte == number), "two have the same slot");
+                        }
+                    }
+                    taken
+                })
+            })
+            .collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).sum()
+    });
+    let stats = pool.stats();
+    assert_eq!((stats.hits + stats.misses, stats.in_use(), stats.waiters), (takes, 0, 0));
+    assert!(stats.sizes.iter().all(|size| size.idle == size.slots), "{stats:?}");
+    pool.trim();
+    assert_eq!((pool.stats().bytes, pool.stats().segments), (0, 0));
+}
+
+/// What a pool of large slots has to do, written down plainly.
+struct Model {
+    max_bytes: usize,
+    max_idle: usize,
+    idle: std::collections::BTreeMap<usize, usize>,
+    bytes: usize,
+    hits: u64,
+    misses: u64,
+}
+
+impl Model {
+    /// Four sizes to each power of two.
+    fn size_of(len: usize) -> usize {
+        len.next_multiple_of(1 << ((len - 1).ilog2() - 2))
+    }
+
+    fn take(&mut self, len: usize) -> Result<usize, &'static str> {
+        let size = Self::size_of(len);
+        if size > self.max_bytes {
+            return Err("too large");
+        }
+        if let Some(idle) = self.idle.get_mut(&size).filter(|idle| **idle > 0) {
+            *idle -= 1;
+            self.hits += 1;
+            return Ok(size);
+        }
+        for (other, idle) in self.idle.iter_mut().rev().filter(|(other, _)| **other != size) {
+            if self.bytes + size <= self.max_bytes {
+                break;
+            }
+            self.bytes -= other * std::mem::take(idle);
+        }
+        if self.bytes + size > self.max_bytes {
+            return Err("full");
+        }
+        self.bytes += size;
+        self.misses += 1;
+        Ok(size)
+    }
+
+    fn give_back(&mut self, size: usize) {
+        let idle = self.idle.entry(size).or_default();
+        if *idle < self.max_idle {
+            *idle += 1;
+        } else {
+            self.bytes -= size;
+        }
+    }
+
+    fn trim(&mut self) {
+        for (size, idle) in &mut self.idle {
+            self.bytes -= size * std::mem::take(idle);
+        }
+    }
+}
+
+#[derive(Debug, Clone)]
+enum Operation {
+    Take(usize),
+    Drop(usize),
+    Trim,
+}
+
+fn operations() -> impl Strategy<Value = Vec<Operation>> {
+    let operation = prop_oneof![
+        6 => (16 * KIB + 1..300 * KIB).prop_map(Operation::Take),
+        2 => prop::sample::select(vec![20_000, 40_000, 100_000, 270_000, 2 * MIB]).prop_map(Operation::Take),
+        6 => any::<usize>().prop_map(Operation::Drop),
+        1 => Just(Operation::Trim),
+    ];
+    prop::collection::vec(operation, 1..80)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 100, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn pool_does_what_the_plain_model_does(operations in operations(), max_idle in 1_usize..4) {
+        let mut model = Model {
+            max_bytes: MIB,
+            max_idle,
+            idle: Default::default(),
+            bytes: 0,
+            hits: 0,
+            misses: 0,
+        };
+        let pool = pool(capped(MIB).max_idle_per_size(max_idle).populate(false));
+        let mut held = Vec::new();
+        for operation in operations {
+            match operation {
+                Operation::Take(len) => match (pool.try_take(len), model.take(len)) {
+                    (Ok(segment), Ok(size)) => {
+                        prop_assert_eq!((segment.len(), segment.capacity()), (len, size));
+                        held.push(segment);
+                    }
+                    (Err(TakeError::Full { .. }), Err("full"))
+                    | (Err(TakeError::TooLarge { .. }), Err("too large")) => {}
+                    (pool, model) => prop_assert!(false, "{pool:?} where the model has {model:?}"),
+                },
+                Operation::Drop(_) if held.is_empty() => {}
+                Operation::Drop(index) => {
+                    let segment = held.swap_remove(index % held.len());
+                    model.give_back(segment.capacity());
+                }
+                Operation::Trim => {
+                    pool.trim();
+                    model.trim();
+                }
+            }
+            let stats = pool.stats();
+            prop_assert_eq!(stats.bytes, model.bytes as u64);
+            prop_assert_eq!((stats.hits, stats.misses), (model.hits, model.misses));
+            prop_assert_eq!(stats.in_use(), held.len());
+            prop_assert_eq!(stats.idle(), model.idle.values().sum::<usize>());
+        }
+    }
+}
+
+#[test]
+fn memory_that_may_not_be_locked_is_an_error_that_names_the_limit_and_leaves_nothing() {
+    let dir = Dir::new();
+    let mut peer = Peer::start("role_locks_memory", &dir);
+    assert_eq!(peer.hear(), "nothing left behind");
+    peer.finish();
+}
+
+/// Alone in a process, because it lowers a limit and counts descriptors.
+#[test]
+fn role_locks_memory() {
+    use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities};
+
+    let Some(role) = Role::of("role_locks_memory") else { return };
+    // Limits are not for root.
+    let none = CapabilitySet::empty();
+    set_capabilities(None, CapabilitySets { effective: none, permitted: none, inheritable: none }).unwrap();
+    let maximum = getrlimit(Resource::Memlock).maximum;
+    setrlimit(Resource::Memlock, Rlimit { current: Some(MIB as u64), maximum }).unwrap();
+    let descriptors = || std::fs::read_dir("/proc/self/fd").unwrap().count();
+    let before = (descriptors(), mapped_segments());
+    for backing in BACKINGS {
+        let pool = pool(ShmPoolConfig::new().lock_memory(true).backing(backing));
+        let fits = pool.try_take(512 * KIB).unwrap();
+        for _ in 0..10 {
+            let error = pool.try_take(MIB).unwrap_err();
+            let TakeError::Memory(source) = &error else { panic!("{error}") };
+            let text = source.to_string();
+            assert!(text.contains("RLIMIT_MEMLOCK is 1048576 bytes"), "{text}");
+            assert!(matches!(pool.blocking_take(MIB), Err(TakeError::Memory(_))));
+        }
+        let stats = pool.stats();
+        assert_eq!((stats.bytes, stats.segments, stats.in_use()), (512 * KIB as u64, 1, 1));
+        drop((fits, pool));
+        assert_eq!((descriptors(), mapped_segments()), before);
+    }
+    role.say("nothing left behind");
+}
+
+#[test]
+fn a_thousand_small_messages_queued_cost_one_mapping() {
+    for backing in ["memfd", "posix"] {
+        let dir = Dir::new();
+        let mut publisher = Peer::start("role_queues_small_messages", &dir);
+        publisher.tell(backing);
+        assert_eq!(publisher.hear(), "bound");
+        let mut subscriber = Peer::start("role_counts_mappings", &dir);
+        assert_eq!(subscriber.hear(), "connected");
+        publisher.tell("go");
+        assert_eq!(publisher.hear(), "1024 in 1 mapping of 262144 bytes");
+        subscriber.tell("1024");
+        assert_eq!(subscriber.hear(), "1024 received, at most 1 mapped");
+        subscriber.finish();
+        publisher.tell("stop");
+        publisher.finish();
+    }
+}
+
+#[tokio::test]
+async fn role_queues_small_messages() {
+    let Some(role) = Role::of("role_queues_small_messages") else { return };
+    let backing = if role.hear().unwrap() == "posix" { Backing::PosixShm } else { Backing::Memfd };
+    let publisher = role.publisher("t").pool(ShmPoolConfig::new().backing(backing)).bind().unwrap();
+    role.say("bound");
+    assert_eq!(role.hear().unwrap(), "go");
+    within("a subscriber", publisher.wait_for_subscribers(1)).await;
+    for number in 0..1_024_u32 {
+        within("send", publisher.send([number as u8; 64])).await.unwrap();
+    }
+    let stats = publisher.pool().stats();
+    assert_eq!(stats.in_use(), 1_024);
+    role.say(&format!("1024 in {} mapping of {} bytes", mapped_segments(), stats.bytes));
+    role.hear();
+}
+
+/// Receives, holding eight, as many messages as it is told, and says how many segments it had mapped at most.
+#[test]
+fn role_counts_mappings() {
+    let Some(role) = Role::of("role_counts_mappings") else { return };
+    let mut subscriber = role.subscriber("t").depth(1_024).connect().unwrap();
+    role.say("connected");
+    let count: usize = role.hear().unwrap().parse().unwrap();
+    let (mut held, mut most) = (std::collections::VecDeque::new(), 0);
+    for number in 0..count {
+        let sample = subscriber.blocking_recv_timeout(LIMIT).unwrap();
+        assert!(sample.iter().all(|byte| *byte == number as u8), "message {number}");
+        held.push_back(sample);
+        if held.len() > 8 {
+            held.pop_front();
+        }
+        if number % 16 == 0 {
+            most = most.max(mapped_segments());
+        }
+    }
+    role.say(&format!("{count} received, at most {most} mapped"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn segments_that_the_pool_dropped_are_unmapped_by_subscribers() {
+    // Without pooling every message has a segment of its own; with it, sizes push each other out at the cap.
+    let configs = [
+        capped(2 * MIB).pooling(false),
+        capped(2 * MIB).pooling(false).backing(Backing::PosixShm),
+        capped(2 * MIB).max_idle_per_size(2),
+    ];
+    for config in configs {
+        let dir = Dir::new();
+        let publisher = dir.publisher("t").queue(2).pool(config.populate(false)).bind().unwrap();
+        let mut peer = Peer::start("role_counts_mappings", &dir);
+        assert_eq!(peer.hear(), "connected");
+        let count = 3_000;
+        peer.tell(&count.to_string());
+        for number in 0..count {
+            // More than 100 KiB each, so that no more than 20 exist at any time.
+            let mut loan = within("loan", publisher.loan(100 * KIB + number * 37 % 100 * KIB)).await.unwrap();
+            loan.fill(number as u8);
+            within("send", publisher.send(loan)).await.unwrap();
+            assert!(publisher.pool().stats().bytes <= 2 * MIB as u64);
+        }
+        let said = peer.hear();
+        let (_, most) = said.split_once("at most ").unwrap();
+        let most: usize = most.strip_suffix(" mapped").unwrap().parse().unwrap();
+        // Those that exist, and those whose end it has not been told of yet.
+        assert!(most <= 64, "{said}");
+        peer.finish();
+        drop(publisher);
+    }
+}
