@@ -115,7 +115,15 @@ pub(crate) struct Peer {
 impl Peer {
     /// Starts it. `role` is the full name of a test in this binary.
     pub(crate) fn start(role: &str, dir: &Dir) -> Self {
-        let mut child = Command::new(std::env::current_exe().expect("own path"))
+        Self::start_under(&[], role, dir)
+    }
+
+    /// The same as an argument of `command`, say a tracer.
+    pub(crate) fn start_under(command: &[&str], role: &str, dir: &Dir) -> Self {
+        let exe = std::env::current_exe().expect("own path");
+        let mut words = command.iter().map(std::ffi::OsStr::new).chain([exe.as_os_str()]);
+        let mut child = Command::new(words.next().expect("at least the binary"))
+            .args(words)
             .args(["--exact", role, "--nocapture", "--test-threads=1"])
             .env(ROLE, role)
             .env(DIRECTORY, dir.path())
