@@ -30,6 +30,7 @@ impl Budget {
         self.used.load(Ordering::Relaxed)
     }
 
+    #[inline]
     pub(crate) fn retired(&self) -> u64 {
         self.retired.load(Ordering::Relaxed)
     }

@@ -55,6 +55,7 @@ impl Segment {
         })
     }
 
+    #[inline]
     pub(crate) fn id(&self) -> u64 {
         self.id
     }
@@ -67,10 +68,12 @@ impl Segment {
         self.backing
     }
 
+    #[inline]
     pub(crate) fn slots(&self) -> usize {
         self.slots
     }
 
+    #[inline]
     pub(crate) fn mapping(&self) -> &Mapping {
         &self.mapping
     }
@@ -87,6 +90,7 @@ impl Segment {
     }
 
     /// Counts one take of slot `index`, by its only holder.
+    #[inline]
     pub(crate) fn count_take(&self, index: usize) {
         let takes = &self.takes[index];
         takes.store(takes.load(Ordering::Relaxed) + 1, Ordering::Relaxed);

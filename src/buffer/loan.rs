@@ -16,14 +16,17 @@ pub struct ShmLoan {
 }
 
 impl ShmLoan {
+    #[inline]
     pub(crate) fn new(segment: PooledSegment) -> Self {
         Self { segment }
     }
 
+    #[inline]
     pub(crate) fn segment(&self) -> &PooledSegment {
         &self.segment
     }
 
+    #[inline]
     pub(crate) fn into_segment(self) -> PooledSegment {
         self.segment
     }

@@ -27,6 +27,7 @@ pub(crate) struct Hold(AtomicU32);
 
 impl Hold {
     /// Begins to hold a ticket that the publisher has issued; `false` if it is held already, which is a lie of his.
+    #[inline]
     pub(crate) fn begin(&self) -> bool {
         // Acquire: pairs with the end of the last hold, by way of the publisher, which re-issued the ticket.
         if self.0.load(Ordering::Acquire) != 0 {
@@ -43,6 +44,7 @@ impl Hold {
     }
 
     /// Gives up one share; `true` if it was the last.
+    #[inline]
     pub(crate) fn end(&self) -> bool {
         // SYNC POINT: last clone. With one share left it is ours, and nobody can clone what only we have.
         if self.0.load(Ordering::Acquire) == 1 || self.0.fetch_sub(1, Ordering::AcqRel) == 1 {
@@ -80,6 +82,7 @@ impl ShmSample {
     /// The bytes at `range` of `segment`, held by `ticket`, whose hold the caller has begun.
     ///
     /// `range` must lie inside the mapping: a wrong one is refused.
+    #[inline]
     pub(crate) fn new(
         segment: Arc<RemoteSegment>,
         range: Range<usize>,

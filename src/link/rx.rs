@@ -211,6 +211,7 @@ impl LinkRx {
         let _ = self.connection.send(Frame::Leave.encode(&mut [0; wire::FRAME_MAX]), &[]);
     }
 
+    #[inline]
     fn try_next(&mut self) -> Result<Next, Kind> {
         let Some(link) = self.established.as_deref_mut() else { return Ok(Next::Empty) };
         if let Some(sample) = link.behind_gap.take() {
@@ -252,6 +253,7 @@ impl LinkRx {
         Ok(Next::Lagged(missed))
     }
 
+    #[inline]
     fn sample(&mut self, descriptor: Descriptor) -> Result<ShmSample, Kind> {
         let Descriptor { seq, segment: id, offset, len, ticket } = descriptor;
         let segment = self.segment(id)?;
@@ -269,6 +271,7 @@ impl LinkRx {
     }
 
     /// The mapping of segment `id`, which was announced before the message that names it.
+    #[inline]
     fn segment(&mut self, id: u64) -> Result<Arc<RemoteSegment>, Kind> {
         if let Some(link) = self.established.as_deref()
             && let Some((last, segment)) = &link.last

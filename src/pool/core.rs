@@ -26,15 +26,18 @@ pub(crate) struct Slot {
 }
 
 impl Slot {
+    #[inline]
     pub(crate) fn segment(&self) -> &Arc<Segment> {
         &self.segment
     }
 
+    #[inline]
     pub(crate) fn capacity(&self) -> usize {
         class::size_of(self.class)
     }
 
     /// Where the slot begins in its segment, in bytes; a multiple of 64.
+    #[inline]
     pub(crate) fn offset(&self) -> usize {
         self.index * self.capacity()
     }
@@ -99,6 +102,13 @@ impl PoolCore {
         class::class_of(len)
             .filter(|&class| self.segment_len(class) <= self.config.max_bytes)
             .ok_or(TakeError::TooLarge { len, max_bytes: self.config.max_bytes })
+    }
+
+    /// An idle slot for `len` bytes. Whether the pool could ever hold one need not be asked first: where it could not,
+    /// none is idle.
+    #[inline]
+    pub(crate) fn take_idle_for(&self, len: usize) -> Option<Arc<Slot>> {
+        self.take_idle(class::class_of(len)?)
     }
 
     /// An idle slot, by one pop: no lock, no look at anything shared with other sizes.

@@ -66,10 +66,9 @@ impl ShmSegmentPool {
     /// [`TakeError::Memory`] if the system refuses the memory.
     #[inline]
     pub fn try_take(&self, len: usize) -> Result<PooledSegment, TakeError> {
-        let class = self.core.class_for(len)?;
-        let slot = match self.core.take_idle(class) {
+        let slot = match self.core.take_idle_for(len) {
             Some(slot) => slot,
-            None => self.find_or_create(class, len)?,
+            None => self.find_or_create(len)?,
         };
         Ok(PooledSegment::new(slot, len, Arc::clone(&self.core)))
     }
@@ -156,8 +155,10 @@ impl ShmSegmentPool {
     /// An idle segment, if there is one right here.
     #[inline]
     pub(crate) fn take_idle(&self, len: usize) -> Result<Option<PooledSegment>, TakeError> {
-        let slot = self.core.take_idle(self.core.class_for(len)?);
-        Ok(slot.map(|slot| PooledSegment::new(slot, len, Arc::clone(&self.core))))
+        match self.core.take_idle_for(len) {
+            Some(slot) => Ok(Some(PooledSegment::new(slot, len, Arc::clone(&self.core)))),
+            None => self.core.class_for(len).map(|_| None),
+        }
     }
 
     pub(crate) fn core(&self) -> &Arc<PoolCore> {
@@ -218,7 +219,8 @@ impl ShmSegmentPool {
     }
 
     #[cold]
-    fn find_or_create(&self, class: ClassIndex, len: usize) -> Result<Arc<Slot>, TakeError> {
+    fn find_or_create(&self, len: usize) -> Result<Arc<Slot>, TakeError> {
+        let class = self.core.class_for(len)?;
         match self.core.find(class) {
             Found::Slot(slot) => Ok(slot),
             Found::Room(room) => self.core.create(class, room),
@@ -244,7 +246,7 @@ impl ShmSegmentPool {
             Ok(made) => made.map(PooledSegment::into_slot),
             Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
             // The runtime is shutting down: make it here.
-            Err(_) => self.find_or_create(class, class::size_of(class)),
+            Err(_) => self.find_or_create(class::size_of(class)),
         }
     }
 }

@@ -29,6 +29,7 @@ unsafe impl Sync for PooledSegment {}
 
 impl PooledSegment {
     /// The first `len` bytes of `slot`, of which the caller holds the only `Arc`.
+    #[inline]
     pub(crate) fn new(slot: Arc<Slot>, len: usize, pool: Arc<PoolCore>) -> Self {
         debug_assert!(len <= slot.capacity());
         let mapping = slot.segment().mapping();
@@ -54,14 +55,17 @@ impl PooledSegment {
         self.len = len;
     }
 
+    #[inline]
     pub(crate) fn is_of(&self, pool: &Arc<PoolCore>) -> bool {
         Arc::ptr_eq(&self.pool, pool)
     }
 
+    #[inline]
     pub(crate) fn into_slot(mut self) -> Arc<Slot> {
         self.slot.take().expect("taken only here, and self is gone afterwards")
     }
 
+    #[inline]
     fn slot(&self) -> &Arc<Slot> {
         self.slot.as_ref().expect("taken only by into_slot, which consumes self")
     }

@@ -49,12 +49,14 @@ pub(crate) fn disarm(flag: &AtomicU32) {
 
 /// Whether the peer sleeps on `flag`. To be called after the caller published what the peer may be waiting for.
 #[cfg(test)]
+#[inline]
 pub(crate) fn must_ring(flag: &AtomicU32) -> Wake {
     fence_before_looking();
     must_ring_after_fence(flag)
 }
 
 /// What stands between publishing something, on any number of links, and [`must_ring_after_fence`].
+#[inline]
 pub(crate) fn fence_before_looking() {
     // SYNC POINT: armed, then looked
     //
@@ -63,6 +65,7 @@ pub(crate) fn fence_before_looking() {
 }
 
 /// Whether the peer sleeps on `flag`, for callers that have passed [`fence_before_looking`] since they published.
+#[inline]
 pub(crate) fn must_ring_after_fence(flag: &AtomicU32) -> Wake {
     // The load keeps the line shared while nobody sleeps. The swap lets one ring stand for all messages until the
     // sleeper arms again. The doorbell itself, a system call, orders what the woken side sees.

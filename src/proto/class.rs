@@ -44,11 +44,13 @@ impl ClassIndex {
 }
 
 /// The class of the smallest slots that hold `len` bytes. `None` above [`LARGEST`].
+#[inline]
 pub(crate) const fn class_of(len: usize) -> Option<ClassIndex> {
     if len <= LARGEST { Some(ClassIndex(index_of(len) as u8)) } else { None }
 }
 
 /// Bytes of one slot.
+#[inline]
 pub(crate) const fn size_of(class: ClassIndex) -> usize {
     let index = class.index();
     let grains = if index < STEPS { index + 1 } else { (STEPS + 1 + index % STEPS) << (index / STEPS - 1) };
@@ -68,6 +70,7 @@ pub(crate) const fn segment_len(class: ClassIndex, max_segment_bytes: usize) -> 
     (slots_per_segment(class, max_segment_bytes) * size_of(class)).next_multiple_of(PAGE)
 }
 
+#[inline]
 const fn index_of(len: usize) -> usize {
     // The number, from 0, of the last grain that is used: a class ends where this number is about to grow past it.
     let last = len.saturating_sub(1) / GRAIN;

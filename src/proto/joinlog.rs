@@ -46,6 +46,7 @@ impl JoinLog {
     /// Remembers that all messages below `next_seq` had been sent by `time`.
     ///
     /// `time`, in nanoseconds, is read after the batch's last message was accepted. Amortised O(1).
+    #[inline]
     pub(crate) fn record(&mut self, time: u64, next_seq: u64) {
         if let Some(last) = self.levels[0].batches.back_mut() {
             if next_seq <= last.next_seq {
@@ -93,6 +94,7 @@ impl Level {
     }
 
     /// Remembers `batch`, and returns what the next level is to remember instead of this one.
+    #[inline]
     fn push(&mut self, batch: Batch) -> Option<Batch> {
         let oldest = if self.batches.len() < self.len_max { None } else { self.batches.pop_front() };
         self.batches.push_back(batch);

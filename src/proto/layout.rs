@@ -47,12 +47,14 @@ impl Geometry {
     }
 
     /// Tickets: messages queued plus messages held.
+    #[inline]
     pub(crate) const fn depth(self) -> u32 {
         self.depth
     }
 
     /// Entries of the ring: a power of two, and never fewer than tickets.
     #[cfg(test)]
+    #[inline]
     pub(crate) const fn capacity(self) -> u32 {
         self.capacity
     }
@@ -63,16 +65,19 @@ impl Geometry {
     }
 
     /// Bytes before the ring's first entry.
+    #[inline]
     pub(crate) const fn entries_offset(self) -> usize {
         CONTROL_LEN
     }
 
     /// Bytes before the first word of the release bitmap.
+    #[inline]
     pub(crate) const fn released_offset(self) -> usize {
         (CONTROL_LEN + self.capacity as usize * ENTRY_LEN).next_multiple_of(APART)
     }
 
     /// Words of the release bitmap, one bit a ticket.
+    #[inline]
     pub(crate) const fn released_words(self) -> usize {
         self.depth.div_ceil(u64::BITS) as usize
     }
@@ -183,6 +188,7 @@ impl<'a> Page<'a> {
     /// 128, which stay mapped and cannot shrink, and which everyone, in this process or another, accesses only
     /// through atomics. Their content does not matter.
     #[cfg(not(tokio_shm_loom))]
+    #[inline]
     pub(crate) unsafe fn from_raw(start: NonNull<u8>, geometry: Geometry) -> Self {
         debug_assert_eq!(start.as_ptr() as usize % APART, 0);
         // SAFETY: the caller vouches for mapping, alignment and lifetime; `Control` is atomics only, for which every
@@ -201,6 +207,7 @@ impl<'a> Page<'a> {
     }
 
     /// What this process knows the page's size to be.
+    #[inline]
     pub(crate) fn geometry(self) -> Geometry {
         self.geometry
     }

@@ -16,6 +16,7 @@ use crate::sync::fence_after_rmw;
 ///
 /// `ticket` comes from a [`Descriptor`](super::ring::Descriptor) popped from the same page: that it is in range was
 /// checked there.
+#[inline]
 pub(crate) fn release(page: Page<'_>, ticket: u32) -> Wake {
     let word = &page.released[(ticket / u64::BITS) as usize];
     // SYNC POINT: message released

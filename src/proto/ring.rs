@@ -54,6 +54,7 @@ pub(crate) struct Descriptor {
 }
 
 impl Descriptor {
+    #[inline]
     fn store(self, entry: &Entry) {
         debug_assert!(self.offset.is_multiple_of(64) && self.offset < 1 << 54);
         debug_assert!(self.ticket < 1 << TICKET_BITS);
@@ -64,6 +65,7 @@ impl Descriptor {
         }
     }
 
+    #[inline]
     fn load(entry: &Entry) -> Self {
         let [seq, segment, place, len] = entry.0.each_ref().map(|word| word.load(Ordering::Relaxed));
         let ticket = (place & ((1 << TICKET_BITS) - 1)) as u32;
@@ -87,11 +89,13 @@ impl Producer {
     }
 
     /// The position that the next [`push`](Self::push) uses.
+    #[inline]
     pub(crate) fn position(&self) -> u64 {
         self.tail
     }
 
     /// Queues a message whose ticket was free until now. The subscriber is then to be rung for.
+    #[inline]
     pub(crate) fn push(&mut self, page: Page<'_>, descriptor: Descriptor) {
         descriptor.store(entry_at(page, self.tail));
         self.tail += 1;
@@ -189,6 +193,7 @@ impl Consumer {
     }
 
     /// Takes the oldest message from the ring.
+    #[inline]
     pub(crate) fn pop(&mut self, page: Page<'_>) -> Result<Popped, Misbehaved> {
         for _ in 0..LOST_RACES_MAX {
             if self.head >= self.tail_seen {
@@ -223,6 +228,7 @@ impl Consumer {
     ///
     /// May say no when the publisher has just taken back everything, or misbehaves; `pop` then finds out. To be used
     /// for the last look after arming the doorbell.
+    #[inline]
     pub(crate) fn is_empty(&self, page: Page<'_>) -> bool {
         self.head >= self.tail_seen && page.control.sent.tail.load(Ordering::Relaxed) == self.head
     }
@@ -230,6 +236,7 @@ impl Consumer {
     /// The number below which the publisher has queued or dropped all messages.
     ///
     /// Once a [`pop`](Self::pop) *after* this says [`Popped::Empty`], what was not received below it was dropped.
+    #[inline]
     pub(crate) fn offered(&mut self, page: Page<'_>) -> Result<u64, Misbehaved> {
         // SYNC POINT: messages offered
         let now = page.control.sent.offered.load(Ordering::Acquire);
@@ -243,6 +250,7 @@ impl Consumer {
     /// Loads `tail`, which the publisher may have made up, and checks it.
     ///
     /// `head` may be past the tail seen after this, if the publisher went on queueing and taking back meanwhile.
+    #[inline]
     fn see_tail(&mut self, page: Page<'_>) -> Result<(), Misbehaved> {
         // SYNC POINT: descriptor published
         let tail = page.control.sent.tail.load(Ordering::Acquire);
@@ -276,6 +284,7 @@ impl Consumer {
         Ok(())
     }
 
+    #[inline]
     fn check(&self, page: Page<'_>, descriptor: Descriptor) -> Result<Descriptor, Misbehaved> {
         let (ticket, depth) = (descriptor.ticket, page.geometry().depth());
         if ticket < depth { Ok(descriptor) } else { Err(Misbehaved::TicketOutOfRange { ticket, depth }) }
@@ -283,6 +292,7 @@ impl Consumer {
 }
 
 /// The ring's length is a power of two, and known to this process alone.
+#[inline]
 fn entry_at<'a>(page: Page<'a>, position: u64) -> &'a Entry {
     &page.entries[position as usize & (page.entries.len() - 1)]
 }

@@ -36,6 +36,7 @@ impl<T> Tickets<T> {
     /// Gives out a ticket for `value`, to be queued at ring position `position`.
     ///
     /// With no ticket left, `value` comes back.
+    #[inline]
     pub(crate) fn issue(&mut self, position: u64, value: T) -> Result<u32, T> {
         let Some(ticket) = self.free.pop() else { return Err(value) };
         self.issued[ticket as usize] = Some(Issued { position, value });
@@ -48,6 +49,7 @@ impl<T> Tickets<T> {
     ///
     /// `None`: it had not been given out, or there is no such ticket; the subscriber
     /// [misbehaved](super::Misbehaved::TicketNotHeld).
+    #[inline]
     pub(crate) fn reclaim(&mut self, ticket: u32) -> Option<T> {
         let issued = self.issued.get_mut(ticket as usize)?.take()?;
         self.free.push(ticket);
@@ -65,11 +67,13 @@ impl<T> Tickets<T> {
     }
 
     /// How many tickets stand for a message.
+    #[inline]
     pub(crate) fn outstanding(&self) -> u32 {
         (self.issued.len() - self.free.len()) as u32
     }
 
     /// How many tickets are left.
+    #[inline]
     pub(crate) fn free(&self) -> u32 {
         self.free.len() as u32
     }
@@ -84,6 +88,7 @@ impl<T> Tickets<T> {
         })
     }
 
+    #[inline]
     fn place(&self, position: u64) -> usize {
         position as usize & (self.at.len() - 1)
     }

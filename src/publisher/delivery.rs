@@ -58,15 +58,18 @@ impl Delivery {
         }
     }
 
+    #[inline]
     pub(crate) fn next_seq(&self) -> u64 {
         self.next_seq
     }
 
     /// Whether a message waits that comes before the queue.
+    #[inline]
     pub(crate) fn is_behind(&self) -> bool {
         self.head.is_some() || !self.waiting.is_empty()
     }
 
+    #[inline]
     pub(crate) fn is_stuck(&self) -> bool {
         self.head.is_some()
     }

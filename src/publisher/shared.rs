@@ -159,14 +159,17 @@ impl Shared {
         LOCAL.lock().get(&id).and_then(Weak::upgrade)
     }
 
+    #[inline]
     pub(crate) fn places(&self) -> &Places {
         &self.places
     }
 
+    #[inline]
     pub(crate) fn is_closed(&self) -> bool {
         self.places.is_closed()
     }
 
+    #[inline]
     pub(crate) fn has_ended(&self) -> bool {
         self.ended.load(Ordering::Acquire) != RUNNING
     }
