@@ -191,9 +191,12 @@ fn play(role: &Role, to: &str, from: &str, begins: bool) {
         .await;
         // tokio allocates its list of tasks that yielded when the first one does: when `recv` has used up its budget.
         tokio::task::yield_now().await;
-        within("warming up", rally(&publisher, &mut subscriber, WARM_UP, begins)).await;
-        let figures = measure(&role, rally(&publisher, &mut subscriber, MESSAGES, begins));
-        within("messages", figures).await.say(&role);
+        // One timer for both: to set one is a call.
+        let figures = within("messages", async {
+            rally(&publisher, &mut subscriber, WARM_UP, begins).await;
+            measure(&role, rally(&publisher, &mut subscriber, MESSAGES, begins)).await
+        });
+        figures.await.say(&role);
         // Not before the other side has measured, too: to see one go is more work than a message.
         role.hear();
     });
