@@ -3,6 +3,7 @@
 use std::io::{Read as _, Write as _};
 use std::path::Path;
 use std::thread;
+use std::time::Duration;
 
 use hdrhistogram::Histogram;
 use tokio::sync::oneshot;
@@ -116,9 +117,15 @@ impl Books {
 /// Leaves nothing behind, even if our parent was killed and cannot do it: what dead publishers left goes away with the
 /// next connection to their topics, and then the directory is empty.
 fn tidy_up(dir: &Path) {
-    for topic in [FRAMES, MESSAGES, PING, PONG] {
-        drop(ShmSubscriber::builder(topic.name).runtime_dir(dir).connect());
+    // More than once, because the kernel closes what a killed process had open one after the other: the pipe to us may
+    // be gone while its sockets still look alive.
+    for _ in 0..100 {
+        for topic in [FRAMES, MESSAGES, PING, PONG] {
+            drop(ShmSubscriber::builder(topic.name).runtime_dir(dir).connect());
+        }
+        if std::fs::remove_dir(dir).is_ok() {
+            return;
+        }
+        thread::sleep(Duration::from_millis(10));
     }
-    // Fails if the parent was quicker.
-    let _ = std::fs::remove_dir(dir);
 }
