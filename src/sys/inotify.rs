@@ -1,7 +1,7 @@
 //! Watching directories, with one inotify instance for the whole process.
 //!
 //! inotify instances are few (128 for each user by default), so all watches of a process share one. It is made with the first
-//! [`DirectoryWatch`] and closed with the last.
+//! [`DirectoryWatch`] and then kept.
 //!
 //! Sharing has a catch: whoever reads an event takes it from all. So events are read and handed out under one lock, into flags
 //! that each watch has for itself. And a watch cannot wait on the instance alone: a neighbour may empty it between the wake-up and
@@ -23,7 +23,7 @@ use rustix::io::Errno;
 use std::collections::HashMap;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 
 /// What has happened in the directories of a watch since it was asked last.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -37,8 +37,7 @@ pub(crate) struct Changes {
 /// A watch on a few directories, which can be exchanged for others.
 #[derive(Debug)]
 pub(crate) struct DirectoryWatch {
-    /// `None` only while being dropped.
-    shared: Option<Arc<Shared>>,
+    shared: Arc<Shared>,
     user: User,
     bell: Bell,
 }
@@ -47,18 +46,14 @@ impl DirectoryWatch {
     /// A watch on no directory yet.
     pub(crate) fn new() -> Result<Self, WatchError> {
         let mut instance = INSTANCE.lock();
-        let shared = match instance.upgrade() {
-            Some(shared) => shared,
-            None => {
-                let shared = Arc::new(Shared::new()?);
-                *instance = Arc::downgrade(&shared);
-                shared
-            }
+        let shared = match &*instance {
+            Some(shared) => Arc::clone(shared),
+            None => Arc::clone(instance.insert(Arc::new(Shared::new()?))),
         };
-        // On failure, `shared` is dropped before the lock's guard: locals go in reverse order.
+        drop(instance);
         let bell = shared.bell()?;
         let user = shared.watches.lock().join();
-        Ok(Self { shared: Some(shared), user, bell })
+        Ok(Self { shared, user, bell })
     }
 
     /// Watches `dirs`, and no longer what it watched before. From the return on, no change of theirs is missed.
@@ -66,7 +61,7 @@ impl DirectoryWatch {
     /// # Errors
     /// On failure it goes on watching what it watched before.
     pub(crate) fn watch(&self, dirs: &[BorrowedFd<'_>]) -> Result<(), WatchError> {
-        self.shared().watch(self.user, dirs)
+        self.shared.watch(self.user, dirs)
     }
 
     /// Reads all events there are, and says what they mean for this watch.
@@ -76,12 +71,7 @@ impl DirectoryWatch {
     pub(crate) fn take(&self) -> Result<Changes, WatchError> {
         // Before reading, so that an event that comes in between lights it up again.
         self.bell.clear();
-        self.shared().take(self.user)
-    }
-
-    fn shared(&self) -> &Shared {
-        // Taken out in `drop` only.
-        self.shared.as_deref().expect("the instance stays as long as the watch")
+        self.shared.take(self.user)
     }
 }
 
@@ -93,16 +83,13 @@ impl AsFd for DirectoryWatch {
 
 impl Drop for DirectoryWatch {
     fn drop(&mut self) {
-        // Under the lock, so that nobody makes a second instance while this one is still being closed.
-        let _instance = INSTANCE.lock();
-        if let Some(shared) = self.shared.take() {
-            shared.leave(self.user);
-        }
+        self.shared.leave(self.user);
     }
 }
 
-/// The instance in use, if any. It is only upgraded, and its last owner only dropped, under this lock.
-static INSTANCE: Mutex<Weak<Shared>> = Mutex::new(Weak::new());
+/// The process's instance, from the first watch on. It is never closed: closing one takes the kernel some ten
+/// milliseconds (it waits for readers everywhere), on the thread of whoever drops the last subscriber.
+static INSTANCE: Mutex<Option<Arc<Shared>>> = Mutex::new(None);
 
 type User = u64;
 
