@@ -19,6 +19,18 @@ async fn message_sent_right_after_connect_is_received() {
         .await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn message_sent_right_after_connect_is_received_however_quick_the_tx_task() {
+    let dir = Dir::new();
+    let publisher = dir.publisher("t").bind().unwrap();
+    for number in 0..1_000_u32 {
+        let mut subscriber = dir.subscriber("t").connect().unwrap();
+        publisher.send(number.to_le_bytes()).await.unwrap();
+        let sample = within("recv", subscriber.recv()).await.unwrap();
+        assert_eq!((sample.seq(), &*sample), (number.into(), &number.to_le_bytes()[..]));
+    }
+}
+
 #[tokio::test]
 async fn many_messages_arrive_in_order() {
     let dir = Dir::new();

@@ -192,13 +192,12 @@ impl Delivery {
 
     /// Welcomes a subscriber.
     pub(crate) fn add(&mut self, seed: LinkSeed, pool: &PoolCore) {
-        let mut expect = self.log.seq_at(seed.connected_at).min(self.next_seq);
-        let mut next_seq = self.next_seq;
-        if let Some(head) = &self.head {
-            // It was accepted and is still on its way: this subscriber gets it too.
-            next_seq = head.seq;
-            expect = expect.min(next_seq);
-        }
+        let expect = self.log.seq_at(seed.connected_at).min(self.next_seq);
+        // The head was accepted and is still on its way: this subscriber gets it too, unless it is from before he came.
+        let next_seq = match &self.head {
+            Some(head) if head.seq >= expect => head.seq,
+            _ => self.next_seq,
+        };
         match seed.welcome(self.publisher, expect, next_seq, &self.history, pool) {
             Ok(link) => {
                 self.links.push(link);

@@ -5,6 +5,8 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use parking_lot::Mutex;
+
 use super::shared::{Control, Shared};
 use crate::OnFull;
 use crate::link::{Kind, LinkError, LinkTx, identify};
@@ -19,25 +21,45 @@ use crate::sys::socket::{Connection, Listener, Received};
 pub(crate) struct Acceptor {
     listener: Arc<Listener>,
     next_id: AtomicU64,
+    /// Accepted between the subscriber's connecting and its greeting. Whoever looks for new subscribers looks at these
+    /// too: one whose `connect` has returned must not be passed over because somebody was quick to accept it.
+    silent: Mutex<Vec<Arc<Silent>>>,
 }
+
+/// A connection that has not said anything yet.
+struct Silent {
+    connection: Arc<Connection>,
+    /// What came of its greeting, for the task that serves it.
+    greeted: Mutex<Option<Result<Greeted, LinkError>>>,
+}
+
+/// The link's id and doorbell.
+type Greeted = (u64, Bell);
 
 /// A connection whose task has yet to be started.
 pub(crate) struct NewLink {
     connection: Arc<Connection>,
     /// Becomes readable when the subscriber's process ends, even if a child of it holds the socket.
     process: Option<OwnedFd>,
-    /// The link's id and doorbell, if the subscriber has introduced itself already.
-    greeted: Option<(u64, Bell)>,
+    greeting: Greeting,
+}
+
+enum Greeting {
+    Done(Greeted),
+    Awaited(Arc<Silent>),
 }
 
 impl Acceptor {
     pub(crate) fn new(listener: Arc<Listener>) -> Self {
-        Self { listener, next_id: AtomicU64::new(0) }
+        Self { listener, next_id: AtomicU64::new(0), silent: Mutex::default() }
     }
 
     /// Accepts whoever has connected, and welcomes those whose greeting is there already with the next run of
     /// delivery. Their tasks are left to the tx task, which is signalled.
     pub(crate) fn accept_pending(&self, shared: &Shared) {
+        // Held throughout: a connection is never in the hands of one who looks while another finds nothing.
+        let mut silent = self.silent.lock();
+        retry(shared, &mut silent);
         loop {
             let connection = match self.listener.accept() {
                 Ok(Some(connection)) => Arc::new(connection),
@@ -47,7 +69,7 @@ impl Acceptor {
                     return;
                 }
             };
-            match admit(shared, connection) {
+            match admit(shared, connection, &mut silent) {
                 Ok(new) => {
                     let mut new_links = shared.new_links.lock();
                     if shared.has_ended() {
@@ -66,6 +88,7 @@ impl Acceptor {
 
     /// Accepts nobody any more; who is still in line is turned away, and sees the end.
     pub(crate) fn close(&self) {
+        self.silent.lock().clear();
         self.listener.shutdown();
         while let Ok(Some(connection)) = self.listener.accept() {
             drop(connection);
@@ -82,7 +105,7 @@ impl NewLink {
 
 /// Runs a link until its subscriber is gone. Dropping it (with the tx task) leaves the link to the end of all.
 pub(crate) async fn serve(shared: Arc<Shared>, new: NewLink) {
-    let mut id = new.greeted.as_ref().map(|(id, _)| *id);
+    let mut id = None;
     let outcome = watch(&shared, new, &mut id).await;
     if let Err(error) = &outcome {
         tracing::debug!(%error, "a subscriber's link ended");
@@ -96,15 +119,19 @@ pub(crate) async fn serve(shared: Arc<Shared>, new: NewLink) {
 }
 
 async fn watch(shared: &Shared, new: NewLink, id: &mut Option<u64>) -> Result<(), LinkError> {
-    let NewLink { connection, process, greeted } = new;
+    let NewLink { connection, process, greeting } = new;
+    if let Greeting::Done((link, _)) = &greeting {
+        *id = Some(*link);
+    }
     let socket = Watched::register(Arc::clone(&connection))?;
-    let (link, bell) = match greeted {
-        Some(greeted) => greeted,
-        None => loop {
+    let (link, bell) = match greeting {
+        Greeting::Done(greeted) => greeted,
+        Greeting::Awaited(silent) => loop {
             let mut ready = socket.readable().await?;
-            if let Some(greeted) = greet(shared, &connection)? {
+            retry(shared, &mut shared.acceptor.silent.lock());
+            if let Some(greeted) = silent.greeted.lock().take() {
                 shared.pump();
-                break greeted;
+                break greeted?;
             }
             ready.clear_ready();
         },
@@ -162,15 +189,37 @@ fn read(connection: &Connection) -> Result<Read, LinkError> {
     }
 }
 
+/// Welcomes those whose greeting has come since they were accepted.
+fn retry(shared: &Shared, silent: &mut Vec<Arc<Silent>>) {
+    silent.retain(|silent| match greet(shared, &silent.connection).transpose() {
+        None => true,
+        Some(greeted) => {
+            *silent.greeted.lock() = Some(greeted);
+            false
+        }
+    });
+}
+
 /// Looks who has connected, and reads his greeting if it is there.
-fn admit(shared: &Shared, connection: Arc<Connection>) -> Result<NewLink, LinkError> {
+fn admit(
+    shared: &Shared,
+    connection: Arc<Connection>,
+    silent: &mut Vec<Arc<Silent>>,
+) -> Result<NewLink, LinkError> {
     let process = match identify(&connection) {
         Ok(Process::Ended) => return Err(LinkError::Ended),
         Ok(process) => process.into_fd(),
         Err(error) => return Err(refuse(&connection, error)),
     };
-    let greeted = greet(shared, &connection)?;
-    Ok(NewLink { connection, process, greeted })
+    let greeting = match greet(shared, &connection)? {
+        Some(greeted) => Greeting::Done(greeted),
+        None => {
+            let new = Arc::new(Silent { connection: Arc::clone(&connection), greeted: Mutex::default() });
+            silent.push(Arc::clone(&new));
+            Greeting::Awaited(new)
+        }
+    };
+    Ok(NewLink { connection, process, greeting })
 }
 
 /// Tells a subscriber that there will be no link, as far as it is of use to him.
@@ -185,7 +234,7 @@ fn refuse(connection: &Connection, error: LinkError) -> LinkError {
 }
 
 /// Reads the subscriber's greeting, if it is there, and has its link welcomed by the next run of delivery.
-fn greet(shared: &Shared, connection: &Arc<Connection>) -> Result<Option<(u64, Bell)>, LinkError> {
+fn greet(shared: &Shared, connection: &Arc<Connection>) -> Result<Option<Greeted>, LinkError> {
     let mut bytes = [0; wire::FRAME_MAX + 1];
     let Some((len, fds)) = receive(connection, &mut bytes)? else { return Ok(None) };
     if len == 0 {
@@ -202,7 +251,7 @@ fn hello(
     connection: &Arc<Connection>,
     bytes: &[u8],
     fds: Vec<OwnedFd>,
-) -> Result<(u64, Bell), LinkError> {
+) -> Result<Greeted, LinkError> {
     let frame = Frame::decode(bytes)?;
     let Frame::Hello(Hello { depth, on_full, connected_at_ns, .. }) = frame else {
         return Err(Kind::OutOfTurn(frame.name()).into());

@@ -436,6 +436,10 @@ impl Shared {
                 break;
             }
             let Some((slot, len)) = self.next_queued(delivery, &mut popped) else { break };
+            if self.controls.load(Ordering::Acquire) != 0 {
+                // Somebody may have come between this run's beginning and the sending of this message.
+                self.obey(delivery);
+            }
             if delivery.deliver(slot, len, pool) {
                 done += 1;
             }
