@@ -177,6 +177,8 @@ impl ShmPublisher {
     ///
     /// Cancel safe: a `send` that did not return `Ok` has sent nothing, and its memory went back to the pool.
     pub async fn send<B: Payload>(&self, buf: B) -> Result<(), SendError<B::Returned>> {
+        // A sender that never has to wait must let other tasks run now and then, the tx task among them.
+        tokio::task::coop::consume_budget().await;
         let mut staged = match self.stage_now(buf) {
             Ok(staged) => staged,
             Err((buf, SendErrorKind::Pool(TakeError::Full { .. }))) => self.stage(buf).await?,

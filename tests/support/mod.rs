@@ -14,7 +14,7 @@ use tempfile::TempDir;
 use tokio_shm::{ShmPublisher, ShmPublisherBuilder, ShmSubscriber, ShmSubscriberBuilder};
 
 /// No wait in any test is longer.
-pub(crate) const LIMIT: Duration = Duration::from_secs(60);
+pub(crate) const LIMIT: Duration = Duration::from_secs(180);
 
 /// A runtime directory of a test's own, which must be empty again at its end.
 pub(crate) struct Dir(TempDir);
