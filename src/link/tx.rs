@@ -196,18 +196,25 @@ impl LinkTx {
         }
     }
 
-    /// Returns to the pool what the subscriber has released, and says how many messages that were.
-    pub(crate) fn reclaim(&mut self, pool: &PoolCore) -> u32 {
-        let before = self.tickets.outstanding();
-        let reclaimed = self.try_reclaim(pool);
+    /// Returns to the pool what the subscriber has released, and says how many slots came free by it: not those that
+    /// others have as well.
+    pub(crate) fn reclaim(&mut self, pool: &PoolCore) -> usize {
+        let mut freed = 0;
+        let reclaimed = self.try_reclaim(pool, &mut freed);
         self.note(reclaimed);
-        before - self.tickets.outstanding()
+        freed
     }
 
-    /// Takes back the oldest message that was not received yet, if the subscriber agreed to lose such.
-    pub(crate) fn take_back_oldest(&mut self, pool: &PoolCore) {
-        let taken = self.try_take_back(pool).map(drop);
-        self.note(taken);
+    /// Takes back the oldest message that was not received yet, if the subscriber agreed to lose such. `None`: there is
+    /// none; else whether its slot came free.
+    pub(crate) fn take_back_oldest(&mut self, pool: &PoolCore) -> Option<bool> {
+        match self.try_take_back(pool) {
+            Ok(taken) => taken,
+            Err(fault) => {
+                self.note(Err(fault));
+                None
+            }
+        }
     }
 
     /// The subscriber has dropped its handle: nothing more goes to it, what it holds stays its own until released.
@@ -215,8 +222,8 @@ impl LinkTx {
         self.leaving = true;
         let left = loop {
             match self.try_take_back(pool) {
-                Ok(true) => {}
-                Ok(false) => break self.try_reclaim(pool),
+                Ok(Some(_)) => {}
+                Ok(None) => break self.try_reclaim(pool, &mut 0),
                 Err(fault) => break Err(fault),
             }
         };
@@ -235,14 +242,15 @@ impl LinkTx {
         }
     }
 
-    fn try_reclaim(&mut self, pool: &PoolCore) -> Result<(), LinkError> {
+    /// Adds to `freed` the slots that came free.
+    fn try_reclaim(&mut self, pool: &PoolCore, freed: &mut usize) -> Result<(), LinkError> {
         if self.tickets.outstanding() == 0 {
             return Ok(());
         }
         let Self { page, tickets, collector, .. } = self;
         let give_back = |ticket| match tickets.reclaim(ticket) {
             Some(slot) => {
-                release_slot(pool, slot);
+                *freed += usize::from(release_slot(pool, slot));
                 Ok(())
             }
             None => Err(Misbehaved::TicketNotHeld { ticket }),
@@ -256,19 +264,17 @@ impl LinkTx {
         arm(&self.page.view().control.credit_armed);
     }
 
-    fn try_take_back(&mut self, pool: &PoolCore) -> Result<bool, LinkError> {
+    fn try_take_back(&mut self, pool: &PoolCore) -> Result<Option<bool>, LinkError> {
         if self.on_full != OnFull::DropOldest && !self.leaving {
-            return Ok(false);
+            return Ok(None);
         }
         let Some(position) = self.producer.take_back(self.page.view())? else {
-            return Ok(false);
+            return Ok(None);
         };
         let ticket = self.tickets.at_position(position).ok_or(Misbehaved::PositionReleased { position })?;
-        if let Some(slot) = self.tickets.reclaim(ticket) {
-            self.dropped.fetch_add(1, Ordering::Relaxed);
-            release_slot(pool, slot);
-        }
-        Ok(true)
+        let Some(slot) = self.tickets.reclaim(ticket) else { return Ok(Some(false)) };
+        self.dropped.fetch_add(1, Ordering::Relaxed);
+        Ok(Some(release_slot(pool, slot)))
     }
 
     fn try_retire(&mut self) -> Result<(), LinkError> {
@@ -309,7 +315,7 @@ impl LinkTx {
     /// Ends the link of a subscriber that lives on, and may read what it has for as long as it likes: only what it has
     /// released goes back.
     pub(crate) fn part(mut self, pool: &PoolCore) {
-        if self.try_reclaim(pool).is_ok() {
+        if self.try_reclaim(pool, &mut 0).is_ok() {
             for slot in self.tickets.drain() {
                 pool.abandon(slot);
             }
@@ -326,8 +332,8 @@ impl LinkTx {
     }
 
     fn make_room(&mut self, pool: &PoolCore) -> Result<bool, LinkError> {
-        self.try_reclaim(pool)?;
-        Ok(self.tickets.free() > 0 || self.try_take_back(pool)?)
+        self.try_reclaim(pool, &mut 0)?;
+        Ok(self.tickets.free() > 0 || self.try_take_back(pool)?.is_some())
     }
 
     #[cold]
@@ -400,12 +406,14 @@ impl LinkSeed {
 }
 
 /// Gives up one share of a slot; the last one returns it to the pool. All shares of a slot are made and given up by
-/// one publisher's delivery, so that being the only one cannot change under us.
+/// one publisher's delivery, so that being the only one cannot change under us. `true`: it was the last.
 #[inline]
-pub(crate) fn release_slot(pool: &PoolCore, slot: Arc<Slot>) {
-    if Arc::strong_count(&slot) == 1 {
+pub(crate) fn release_slot(pool: &PoolCore, slot: Arc<Slot>) -> bool {
+    let last = Arc::strong_count(&slot) == 1;
+    if last {
         pool.give_back(slot);
     }
+    last
 }
 
 fn send(connection: &Connection, frame: &Frame, fds: &[BorrowedFd<'_>]) -> std::io::Result<bool> {

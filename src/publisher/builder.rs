@@ -78,7 +78,7 @@ impl ShmPublisherBuilder {
     }
 
     /// How many of the last messages a subscriber that joins late gets. Default 0, at most 65,536. They stay in the
-    /// pool for that long.
+    /// pool for that long; at its cap the oldest are given up before anyone waits.
     pub fn history(mut self, messages: usize) -> Self {
         self.history = messages;
         self

@@ -159,22 +159,40 @@ impl Delivery {
     }
 
     /// Returns to the pool whatever subscribers have released. For a pool that has waiters, subscribers are asked to
-    /// ring at the next release as well, and if nothing came back, one that agreed to lose messages loses its oldest.
+    /// ring at the next release as well, and if nothing came free, messages are given up.
     pub(crate) fn reclaim(&mut self, pool: &PoolCore) {
         let waited_for = pool.budget.gate.has_waiters();
-        let mut reclaimed = 0;
+        let mut freed = 0;
         for link in &mut self.links {
             if waited_for {
                 link.arm_credit();
             }
-            reclaimed += link.reclaim(pool);
+            freed += link.reclaim(pool);
         }
-        if waited_for && reclaimed == 0 {
-            for link in &mut self.links {
-                link.take_back_oldest(pool);
-            }
+        if waited_for && freed == 0 {
+            self.give_up_oldest(pool);
         }
         self.remove_broken(pool);
+    }
+
+    /// Gives up messages until a slot comes free, which wakes who waits for it to look, and perhaps to come here again.
+    ///
+    /// First the oldest of the history that nobody else has; then those not received yet by subscribers that agreed to
+    /// lose such, oldest first. What others have as well frees nothing: that must not be the end of it, because
+    /// nobody would come here again.
+    #[cold]
+    fn give_up_oldest(&mut self, pool: &PoolCore) {
+        loop {
+            let unshared = self.history.iter().position(|message| Arc::strong_count(&message.slot) == 1);
+            if let Some(message) = unshared.and_then(|at| self.history.remove(at)) {
+                crate::link::release_slot(pool, message.slot);
+                return;
+            }
+            let mut taken = self.links.iter_mut().filter_map(|link| link.take_back_oldest(pool)).peekable();
+            if taken.peek().is_none() || taken.fold(false, |freed, came_free| freed | came_free) {
+                return;
+            }
+        }
     }
 
     /// Tells subscribers of segments that the pool has dropped.
