@@ -272,7 +272,7 @@ fn takes_and_drops_in_many_threads_add_up() {
                     let mut random = u64::from(number) + 1;
                     let mut taken = 0;
                     let mut held: Vec<PooledSegment> = Vec::new();
-                    for round in 0..3_000 {
+                    for round in 0..1_000 {
                         random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(99);
                         let choice = (random >> 33) as usize;
                         let len = lens[choice % lens.len()];
