@@ -10,6 +10,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::Poll;
 use std::time::Duration;
 
 use futures::Sink;
@@ -32,6 +33,15 @@ fn multi_thread() -> Runtime {
 
 fn number(bytes: &[u8]) -> u32 {
     u32::from_le_bytes(bytes.try_into().unwrap())
+}
+
+/// Waits until nothing of the pool is in use. Slots that share a segment with one that a subscriber was left with are
+/// freed at the next look for memory, or by a trim.
+fn wait_until_unused(pool: &ShmSegmentPool) {
+    wait_until("the pool is full", || {
+        pool.trim();
+        pool.stats().in_use() == 0
+    });
 }
 
 /// What a publisher with `senders` senders of number `sender + i * senders` has delivered, by sender, until its end.
@@ -100,11 +110,13 @@ fn threads_and_tasks_on_one_publisher_are_received_exactly() {
         let (sender, numbers) = thread();
         accepted[sender as usize] = numbers;
     }
-    let tasks = spawn_bounded("tasks", move || runtime.block_on(tasks.join_all()));
+    let handle = runtime.handle().clone();
+    let tasks = spawn_bounded("tasks", move || handle.block_on(tasks.join_all()));
     for (sender, numbers) in tasks() {
         accepted[sender as usize] = numbers;
     }
     assert!(receiver() == accepted, "what was accepted is not what was received");
+    drop(runtime);
 }
 
 /// As hard as it can be for a thread: its time is up about when its message comes.
@@ -442,7 +454,7 @@ fn runtime_goes(runtime: Runtime, going: Going) {
     receiving();
     // The handles live on, but neither the socket nor anything of the pool is left.
     dir.assert_empties();
-    wait_until("the pool is full", || publisher.pool().stats().in_use() == 0);
+    wait_until_unused(publisher.pool());
     drop((sending, copying, borrowing, flushing, meeting));
     let closing = spawn_bounded("close", move || current_thread().block_on(publisher.close()));
     assert!(matches!(closing(), Err(FlushError::Closed)));
@@ -540,7 +552,7 @@ fn runtime_gone_amid_traffic_leaves_nobody_waiting() {
         let accepted: Vec<_> = senders.into_iter().map(|join| join()).collect();
         let received = receiver();
         assert!(received.iter().zip(&accepted).all(|(received, accepted)| received <= accepted));
-        assert_eq!(publisher.pool().stats().in_use(), 0);
+        wait_until_unused(publisher.pool());
         dir.assert_empties();
     }
 }
@@ -604,8 +616,8 @@ fn close_of_one_clone_makes_the_others_sends_closed() {
         }
     });
     assert_eq!(received(), [0, 1, 2]);
-    wait_until("closed", || closing.is_woken());
-    assert!(assert_ready!(closing.poll()).is_ok());
+    // Each delivery wakes it.
+    wait_until("closed", || closing.is_woken() && matches!(closing.poll(), Poll::Ready(Ok(()))));
     dir.assert_empties();
 }
 
@@ -656,7 +668,7 @@ fn end_with_samples_out(end: impl FnOnce(Runtime, ShmPublisher)) {
     samples.extend((0..3).map(|_| receive(&mut subscriber)));
     assert!(samples.iter().all(|sample| sample.iter().all(|byte| *byte == 1)), "somebody else wrote there");
     drop((samples, subscriber));
-    wait_until("the pool is full", || pool.stats().in_use() == 0);
+    wait_until_unused(&pool);
 }
 
 #[test]
@@ -700,13 +712,13 @@ fn samples_stay_as_they_were_when_the_subscriber_is_evicted() {
         loans.iter_mut().for_each(|loan| loan.fill(2));
     }
     assert!(held.iter().all(|sample| sample.iter().all(|byte| *byte == 1)), "somebody else wrote there");
-    assert_eq!(publisher.pool().stats().in_use(), 0);
+    wait_until_unused(publisher.pool());
 }
 
 /// Bursts through ever other bottlenecks, and after each burst not a sound until all of it has arrived.
 #[test]
 fn burst_arrives_whole_without_any_further_activity() {
-    const ROUNDS: u64 = 300;
+    const ROUNDS: u64 = 150;
 
     let body = || {
         let mut random = Random::new(5);
