@@ -218,7 +218,6 @@ fn storm_at_the_cap_on_one_thread_is_received_exactly() {
 }
 
 #[test]
-#[ignore = "known fault: on a busy machine it has been seen to hang, a few times in a hundred; run with --ignored"]
 fn storm_at_the_cap_on_many_threads_is_received_exactly() {
     run(Flavor::MultiThread, || send_storm(How::AtTheCap, Hurry::Microseconds, SENDS));
 }
@@ -234,7 +233,6 @@ fn storm_by_select_on_many_threads_is_received_exactly() {
 }
 
 #[test]
-#[ignore = "known fault: on a busy machine it has been seen to hang, a few times in a hundred; run with --ignored"]
 fn storm_by_select_at_the_cap_is_received_exactly() {
     run(Flavor::MultiThread, || send_storm(How::AtTheCap, Hurry::Turns, SENDS / 4));
 }

@@ -717,7 +717,6 @@ fn samples_stay_as_they_were_when_the_subscriber_is_evicted() {
 
 /// Bursts through ever other bottlenecks, and after each burst not a sound until all of it has arrived.
 #[test]
-#[ignore = "known fault: on a busy machine it has been seen to hang; run with --ignored"]
 fn burst_arrives_whole_without_any_further_activity() {
     const ROUNDS: u64 = 150;
 

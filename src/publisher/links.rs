@@ -126,14 +126,15 @@ async fn watch(shared: &Shared, new: NewLink, id: &mut Option<u64>) -> Result<()
     let socket = Watched::register(Arc::clone(&connection))?;
     let (link, bell) = match greeting {
         Greeting::Done(greeted) => greeted,
+        // The look comes first: whoever looked for new subscribers before this task ran may have read the greeting off
+        // the socket, and nothing more comes there to wake us. From the registration on every greeting does.
         Greeting::Awaited(silent) => loop {
-            let mut ready = socket.readable().await?;
             retry(shared, &mut shared.acceptor.silent.lock());
             if let Some(greeted) = silent.greeted.lock().take() {
                 shared.pump();
                 break greeted?;
             }
-            ready.clear_ready();
+            socket.readable().await?.clear_ready();
         },
     };
     *id = Some(link);
@@ -284,5 +285,60 @@ fn receive(connection: &Connection, bytes: &mut [u8]) -> Result<Option<(usize, V
         Ok(Received::Packet { len, fds, .. }) => Ok(Some((len, fds.into_iter().collect()))),
         Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Ok(Some((0, Vec::new()))),
         Err(error) => Err(error.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use crate::ShmPublisher;
+    use crate::link::{LinkRx, Next};
+    use crate::topic::{RuntimeDir, TopicName, TopicWatch};
+
+    fn sample(link: &mut LinkRx) -> crate::ShmSample {
+        match link.next() {
+            Next::Sample(sample) => sample,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Somebody sees the connection before the greeting and somebody else the greeting, both before the link's task
+    /// runs for the first time: it has a doorbell to watch, and nothing on its socket tells it so.
+    #[test]
+    fn link_greeted_before_its_task_ran_hears_its_doorbell() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::set_permissions(&dir, std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let publisher = ShmPublisher::builder("t")
+            .runtime_dir(dir.path())
+            .runtime(runtime.handle().clone())
+            .bind()
+            .unwrap();
+        let runtime_dir = RuntimeDir::resolve(Some(dir.path())).unwrap();
+        let watch = TopicWatch::new(&runtime_dir, &TopicName::new("t").unwrap()).unwrap();
+        let connection = watch.dir().connect(publisher.id()).unwrap();
+        publisher.shared.accept_now();
+        let mut link = LinkRx::begin(publisher.id(), connection, 1, None, 1).unwrap();
+        publisher.shared.accept_now();
+        link.read_socket();
+        assert!(link.is_established());
+
+        runtime.block_on(async {
+            publisher.send([1]).await.unwrap();
+            publisher.send([2]).await.unwrap();
+            // Let all tasks come to rest before the release that has to wake them.
+            for _ in 0..100 {
+                tokio::task::yield_now().await;
+            }
+            drop(sample(&mut link));
+            let delivered = async {
+                while !link.has_something() {
+                    tokio::task::yield_now().await;
+                }
+            };
+            tokio::time::timeout(Duration::from_secs(20), delivered).await.expect("nobody heard the release");
+            assert_eq!(*sample(&mut link), [2]);
+        });
     }
 }
