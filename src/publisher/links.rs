@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
+use tokio::sync::oneshot::{self, error::TryRecvError};
 
 use super::shared::{Control, Shared};
 use crate::OnFull;
@@ -23,14 +24,15 @@ pub(crate) struct Acceptor {
     next_id: AtomicU64,
     /// Accepted between the subscriber's connecting and its greeting. Whoever looks for new subscribers looks at these
     /// too: one whose `connect` has returned must not be passed over because somebody was quick to accept it.
-    silent: Mutex<Vec<Arc<Silent>>>,
+    silent: Mutex<Vec<Silent>>,
 }
 
 /// A connection that has not said anything yet.
 struct Silent {
     connection: Arc<Connection>,
-    /// What came of its greeting, for the task that serves it.
-    greeted: Mutex<Option<Result<Greeted, LinkError>>>,
+    /// Tells the task that serves it what came of its greeting. It must be told: whoever reads the greeting takes it off
+    /// the socket, and the reactor then reports nothing, not even what it was woken for.
+    task: oneshot::Sender<Result<Greeted, LinkError>>,
 }
 
 /// The link's id and doorbell.
@@ -46,7 +48,7 @@ pub(crate) struct NewLink {
 
 enum Greeting {
     Done(Greeted),
-    Awaited(Arc<Silent>),
+    Awaited(oneshot::Receiver<Result<Greeted, LinkError>>),
 }
 
 impl Acceptor {
@@ -124,21 +126,34 @@ async fn watch(shared: &Shared, new: NewLink, id: &mut Option<u64>) -> Result<()
         *id = Some(*link);
     }
     let socket = Watched::register(Arc::clone(&connection))?;
+    let process = process.map(Watched::register).transpose()?;
     let (link, bell) = match greeting {
         Greeting::Done(greeted) => greeted,
-        // The look comes first: whoever looked for new subscribers before this task ran may have read the greeting off
-        // the socket, and nothing more comes there to wake us. From the registration on every greeting does.
-        Greeting::Awaited(silent) => loop {
-            retry(shared, &mut shared.acceptor.silent.lock());
-            if let Some(greeted) = silent.greeted.lock().take() {
-                shared.pump();
-                break greeted?;
+        Greeting::Awaited(mut greeted) => {
+            let greeted = loop {
+                tokio::select! {
+                    greeted = &mut greeted => break greeted.ok(),
+                    ready = socket.readable() => {
+                        let mut ready = ready?;
+                        retry(shared, &mut shared.acceptor.silent.lock());
+                        match greeted.try_recv() {
+                            // It is still silent, so there was nothing to read.
+                            Err(TryRecvError::Empty) => ready.clear_ready(),
+                            told => break told.ok(),
+                        }
+                    }
+                    () = ended(process.as_ref()) => return Ok(()),
+                }
+            };
+            shared.pump();
+            match greeted {
+                Some(greeted) => greeted?,
+                // The publisher has ended.
+                None => return Ok(()),
             }
-            socket.readable().await?.clear_ready();
-        },
+        }
     };
     *id = Some(link);
-    let process = process.map(Watched::register).transpose()?;
     let bell = Watched::register(bell)?;
     loop {
         tokio::select! {
@@ -190,22 +205,28 @@ fn read(connection: &Connection) -> Result<Read, LinkError> {
     }
 }
 
-/// Welcomes those whose greeting has come since they were accepted.
-fn retry(shared: &Shared, silent: &mut Vec<Arc<Silent>>) {
-    silent.retain(|silent| match greet(shared, &silent.connection).transpose() {
-        None => true,
-        Some(greeted) => {
-            *silent.greeted.lock() = Some(greeted);
-            false
+/// Welcomes those whose greeting has come since they were accepted, with the next run of delivery.
+fn retry(shared: &Shared, silent: &mut Vec<Silent>) {
+    let mut at = 0;
+    while let Some(Silent { connection, task }) = silent.get(at) {
+        if task.is_closed() {
+            silent.swap_remove(at);
+        } else if let Some(greeted) = greet(shared, connection).transpose() {
+            // The task may end just now: then nobody would watch the link.
+            if let Err(Ok((id, _))) = silent.swap_remove(at).task.send(greeted) {
+                shared.leave_word(Control::Part(id));
+            }
+        } else {
+            at += 1;
         }
-    });
+    }
 }
 
 /// Looks who has connected, and reads his greeting if it is there.
 fn admit(
     shared: &Shared,
     connection: Arc<Connection>,
-    silent: &mut Vec<Arc<Silent>>,
+    silent: &mut Vec<Silent>,
 ) -> Result<NewLink, LinkError> {
     let process = match identify(&connection) {
         Ok(Process::Ended) => return Err(LinkError::Ended),
@@ -215,9 +236,9 @@ fn admit(
     let greeting = match greet(shared, &connection)? {
         Some(greeted) => Greeting::Done(greeted),
         None => {
-            let new = Arc::new(Silent { connection: Arc::clone(&connection), greeted: Mutex::default() });
-            silent.push(Arc::clone(&new));
-            Greeting::Awaited(new)
+            let (task, greeted) = oneshot::channel();
+            silent.push(Silent { connection: Arc::clone(&connection), task });
+            Greeting::Awaited(greeted)
         }
     };
     Ok(NewLink { connection, process, greeting })
@@ -303,42 +324,76 @@ mod tests {
         }
     }
 
-    /// Somebody sees the connection before the greeting and somebody else the greeting, both before the link's task
-    /// runs for the first time: it has a doorbell to watch, and nothing on its socket tells it so.
+    /// A publisher and a subscriber's link that it has accepted and greeted, in two steps and before the link's task has
+    /// run for the first time: nothing on its socket tells that task that there is a doorbell to watch.
+    struct Hasty {
+        _dir: tempfile::TempDir,
+        runtime: tokio::runtime::Runtime,
+        publisher: ShmPublisher,
+        link: LinkRx,
+    }
+
+    impl Hasty {
+        fn new() -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            std::fs::set_permissions(&dir, std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            let builder = ShmPublisher::builder("t").runtime_dir(dir.path());
+            let publisher = builder.runtime(runtime.handle().clone()).bind().unwrap();
+            let runtime_dir = RuntimeDir::resolve(Some(dir.path())).unwrap();
+            let watch = TopicWatch::new(&runtime_dir, &TopicName::new("t").unwrap()).unwrap();
+            let connection = watch.dir().connect(publisher.id()).unwrap();
+            publisher.shared.accept_now();
+            let mut link = LinkRx::begin(publisher.id(), connection, 1, None, 1).unwrap();
+            publisher.shared.accept_now();
+            link.read_socket();
+            assert!(link.is_established());
+            Self { _dir: dir, runtime, publisher, link }
+        }
+    }
+
+    /// Runs the other tasks until `done`.
+    async fn until(what: &str, mut done: impl FnMut() -> bool) {
+        let wait = async {
+            while !done() {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), wait).await.expect(what);
+    }
+
+    async fn come_to_rest() {
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+        }
+    }
+
     #[test]
     fn link_greeted_before_its_task_ran_hears_its_doorbell() {
-        let dir = tempfile::tempdir().unwrap();
-        std::fs::set_permissions(&dir, std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let publisher = ShmPublisher::builder("t")
-            .runtime_dir(dir.path())
-            .runtime(runtime.handle().clone())
-            .bind()
-            .unwrap();
-        let runtime_dir = RuntimeDir::resolve(Some(dir.path())).unwrap();
-        let watch = TopicWatch::new(&runtime_dir, &TopicName::new("t").unwrap()).unwrap();
-        let connection = watch.dir().connect(publisher.id()).unwrap();
-        publisher.shared.accept_now();
-        let mut link = LinkRx::begin(publisher.id(), connection, 1, None, 1).unwrap();
-        publisher.shared.accept_now();
-        link.read_socket();
-        assert!(link.is_established());
-
+        let Hasty { _dir, runtime, publisher, mut link } = Hasty::new();
         runtime.block_on(async {
             publisher.send([1]).await.unwrap();
             publisher.send([2]).await.unwrap();
-            // Let all tasks come to rest before the release that has to wake them.
-            for _ in 0..100 {
-                tokio::task::yield_now().await;
-            }
+            // The release has to wake somebody.
+            come_to_rest().await;
             drop(sample(&mut link));
-            let delivered = async {
-                while !link.has_something() {
-                    tokio::task::yield_now().await;
-                }
-            };
-            tokio::time::timeout(Duration::from_secs(20), delivered).await.expect("nobody heard the release");
+            until("nobody heard the release", || link.has_something()).await;
             assert_eq!(*sample(&mut link), [2]);
         });
+    }
+
+    #[test]
+    fn link_greeted_before_its_task_ran_reads_what_came_after() {
+        let Hasty { _dir, runtime, publisher, link } = Hasty::new();
+        assert_eq!(publisher.subscriber_count(), 1);
+        let mut link = link;
+        let held = runtime.block_on(async {
+            publisher.send([1]).await.unwrap();
+            sample(&mut link)
+        });
+        link.leave();
+        // With a sample held the socket stays open: only what was sent over it tells.
+        runtime.block_on(until("nobody read it", || publisher.subscriber_count() == 0));
+        drop(held);
     }
 }
