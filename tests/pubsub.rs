@@ -127,3 +127,27 @@ async fn loan_is_not_copied_and_returns_to_the_pool() {
     assert_eq!(publisher.stats().copied_bytes, 0);
     assert!(publisher.pool().stats().bytes <= 1 << 20);
 }
+
+/// Each message has a segment of its own, announced over the socket, which fills up long before the link does. The
+/// subscriber then releases nothing: that it reads has to suffice.
+#[test]
+fn sender_goes_on_when_a_full_socket_is_read() {
+    let dir = Dir::new();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let pool = ShmPoolConfig::new().pooling(false);
+    let builder = dir.publisher("t").queue(8).pool(pool).runtime(runtime.handle().clone());
+    let publisher = builder.bind().unwrap();
+    let mut subscriber = dir.subscriber("t").depth(2_000).connect().unwrap();
+    let mut accepted = 0_u32;
+    while publisher.try_send(vec![0; 20_000]).is_ok() {
+        accepted += 1;
+    }
+    let queued = publisher.stats().queued;
+    assert!(queued > 0 && (accepted as usize) < 1_000, "{accepted} accepted: the socket was never full");
+    let mut held = Vec::new();
+    for number in 0..accepted {
+        let sample = subscriber.blocking_recv_timeout(support::LIMIT).unwrap();
+        assert_eq!(sample.seq(), u64::from(number));
+        held.push(sample);
+    }
+}

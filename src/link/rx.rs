@@ -41,6 +41,13 @@ impl LinkShared {
         &self.holds[ticket as usize]
     }
 
+    /// Rings for a publisher that waits for something, be it room in the socket that was just read.
+    fn ring_if_starved(&self) {
+        if bell::must_ring(&self.page.view().control.credit_armed) == Wake::Ring {
+            self.credit.ring();
+        }
+    }
+
     /// Gives a ticket back to the publisher, from any thread.
     #[inline]
     pub(crate) fn release(&self, ticket: u32) {
@@ -188,12 +195,17 @@ impl LinkRx {
     /// Reads what the publisher has sent over the socket, until there is nothing more. What it amounts to is told by
     /// the next look.
     pub(crate) fn read_socket(&mut self) {
+        let mut any = false;
         while self.ended.is_none() {
             match self.read_frame() {
-                Ok(true) => {}
-                Ok(false) => return,
+                Ok(true) => any = true,
+                Ok(false) => break,
                 Err(ended) => self.ended = Some(ended),
             }
+        }
+        if any && let Some(link) = &self.established {
+            // A publisher may be waiting for room in the socket as well.
+            link.shared.ring_if_starved();
         }
     }
 

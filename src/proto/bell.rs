@@ -48,7 +48,6 @@ pub(crate) fn disarm(flag: &AtomicU32) {
 }
 
 /// Whether the peer sleeps on `flag`. To be called after the caller published what the peer may be waiting for.
-#[cfg(test)]
 #[inline]
 pub(crate) fn must_ring(flag: &AtomicU32) -> Wake {
     fence_before_looking();
