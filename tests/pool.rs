@@ -536,6 +536,8 @@ async fn segments_that_the_pool_dropped_are_unmapped_by_subscribers() {
         let publisher = dir.publisher("t").queue(2).pool(config.populate(false)).bind().unwrap();
         let mut peer = Peer::start("role_counts_mappings", &dir);
         assert_eq!(peer.hear(), "connected");
+        // Until its link stands it is told of messages instead of getting them.
+        within("a subscriber", publisher.wait_for_subscribers(1)).await;
         let count = 3_000;
         peer.tell(&count.to_string());
         for number in 0..count {

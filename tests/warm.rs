@@ -3,8 +3,9 @@
 //! Two processes throw batches back and forth, each of them publisher and subscriber at once, and neither ever sleeps
 //! (`BusyPoll::Always`). Allocations are counted by the allocator, system calls by strace.
 //!
-//! Two calls remain that have nothing to do with messages: tokio looks at its driver once in so many polls, and a
-//! publisher that has paused looks for new subscribers once in so much time. Both are counted and held against that.
+//! Two calls remain that are not for messages: tokio looks at its driver once in so many polls and when a task has used up
+//! its budget, and a publisher that has paused looks for new subscribers once in so much time. Both are counted and held
+//! against that.
 #![allow(unsafe_code)] // a global allocator is unsafe to implement
 #![allow(clippy::print_stderr)] // says what is left out where strace cannot be used
 
@@ -30,8 +31,8 @@ const LEN: usize = 64;
 /// tokio looks at its driver once in so many polls of tasks, whatever they do.
 const DRIVER_INTERVAL: u64 = 61;
 
-/// So many messages a task may receive before tokio has it give way to others.
-const RECV_BUDGET: u64 = 128;
+/// So many messages a task may send and receive before tokio has it give way to others.
+const BUDGET: u64 = 128;
 
 /// After a pause a publisher looks for new subscribers, but not more often than this.
 const ACCEPT_INTERVAL: Duration = Duration::from_millis(5);
@@ -122,7 +123,7 @@ fn warm_message_makes_no_system_call_at_the_other_side() {
 }
 
 #[test]
-fn warm_publisher_that_never_waits_makes_no_system_call_at_all() {
+fn warm_publisher_that_never_waits_makes_no_system_call() {
     if let Some(strace) = Strace::new() {
         let dir = Dir::new();
         let subscriber = Peer::start("role_listener", &dir);
@@ -130,7 +131,8 @@ fn warm_publisher_that_never_waits_makes_no_system_call_at_all() {
         let figures = Figures::hear(&mut publisher);
         publisher.finish();
         subscriber.finish();
-        assert_eq!((figures.allocations, figures.polls), (0, 1));
+        assert_eq!(figures.allocations, 0);
+        assert!(figures.polls <= MESSAGES as u64 / BUDGET + 1, "it waited: {} polls", figures.polls);
         strace.assert_only_what_is_not_for_messages(&figures);
     }
 }
@@ -189,7 +191,7 @@ fn play(role: &Role, to: &str, from: &str, begins: bool) {
             subscriber.wait_for_publishers(1).await.unwrap();
         })
         .await;
-        // tokio allocates its list of tasks that yielded when the first one does: when `recv` has used up its budget.
+        // tokio allocates its list of tasks that yielded when the first one does: when it has used up its budget.
         tokio::task::yield_now().await;
         // One timer for both: to set one is a call.
         let figures = within("messages", async {
@@ -340,7 +342,7 @@ impl Strace {
             calls.into_iter().partition(|call| is_look_for_subscribers(call));
         assert!(calls.is_empty(), "for {MESSAGES} messages: {calls:#?}");
         // When it has used up its budget a task gives way, and when there is no other the driver has its turn.
-        let most = figures.polls / DRIVER_INTERVAL + MESSAGES as u64 / RECV_BUDGET + 1;
+        let most = figures.polls / DRIVER_INTERVAL + 2 * MESSAGES as u64 / BUDGET + 1;
         assert!(
             driver.len() as u64 <= most,
             "{} looks at the driver in {} polls",
