@@ -214,7 +214,7 @@ fn storm_of_loans_on_many_threads_is_received_exactly() {
 
 #[test]
 fn storm_at_the_cap_on_one_thread_is_received_exactly() {
-    run(Flavor::CurrentThread, || send_storm(How::AtTheCap, Hurry::Microseconds, SENDS / 4));
+    run(Flavor::CurrentThread, || send_storm(How::AtTheCap, Hurry::Microseconds, SENDS));
 }
 
 #[test]
@@ -234,7 +234,7 @@ fn storm_by_select_on_many_threads_is_received_exactly() {
 
 #[test]
 fn storm_by_select_at_the_cap_is_received_exactly() {
-    run(Flavor::MultiThread, || send_storm(How::AtTheCap, Hurry::Turns, SENDS / 4));
+    run(Flavor::MultiThread, || send_storm(How::AtTheCap, Hurry::Turns, SENDS));
 }
 
 /// What a storm of sinks has been told: numbers accepted for sure, and numbers accepted perhaps.
@@ -260,7 +260,7 @@ async fn sink_storm(max_bytes: u64) {
         senders.spawn(async move {
             let mut random = Random::new(u64::from(task) + 1);
             let mut told = Told::default();
-            for number in 0..SENDS / 4 {
+            for number in 0..SENDS {
                 let bytes = message(task, number, LEN);
                 if random.below(2) == 0 {
                     let fed = hasty(Hurry::Microseconds, &mut random, sink.feed(bytes)).await;
