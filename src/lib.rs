@@ -45,6 +45,8 @@ mod sync;
 mod turnstile;
 
 #[cfg(not(tokio_shm_loom))]
+mod access;
+#[cfg(not(tokio_shm_loom))]
 mod blocking;
 #[cfg(not(tokio_shm_loom))]
 mod buffer;

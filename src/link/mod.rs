@@ -11,6 +11,7 @@ pub(crate) use self::page::LinkPage;
 pub(crate) use self::rx::{Ended, LinkRx, LinkShared, Next};
 pub(crate) use self::tx::{LinkError, LinkSeed, LinkTx, Offer, release_slot};
 
+use crate::access::Access;
 use crate::proto::Misbehaved;
 use crate::proto::layout::LayoutError;
 use crate::proto::wire::WireError;
@@ -44,8 +45,11 @@ pub(crate) enum Kind {
     Descriptors { expected: usize, actual: usize },
     #[error("sent a file descriptor of the wrong sort")]
     Descriptor(#[source] std::io::Error),
-    #[error("runs as user {theirs}, and this process as user {ours}")]
-    Stranger { theirs: u32, ours: u32 },
+    #[error(
+        "runs as user {theirs} with group {group}, and this process as user {ours}; let it in by `allow_uid` or `allow_gid` \
+         if it is to take part"
+    )]
+    Stranger { theirs: u32, group: u32, ours: u32 },
     #[error("named bytes {offset}..{offset}+{len} of segment {segment}, which are not there")]
     OutOfBounds { segment: u64, offset: u64, len: u64 },
     #[error("used ticket {0} again while its last message was still held")]
@@ -54,12 +58,12 @@ pub(crate) enum Kind {
     Backwards { expected: u64, actual: u64 },
 }
 
-/// Checks, by the kernel's word, that the peer runs as the same user, and finds out how to hear of its end.
-pub(crate) fn identify(peer: &Connection) -> Result<Process, LinkError> {
+/// Checks, by the kernel's word, that the peer may take part, and finds out how to hear of its end.
+pub(crate) fn identify(peer: &Connection, access: &Access) -> Result<Process, LinkError> {
     let theirs = peer.peer_credentials()?;
-    let ours = rustix::process::geteuid().as_raw();
-    if theirs.uid != ours {
-        return Err(Kind::Stranger { theirs: theirs.uid, ours }.into());
+    if !access.admits(theirs) {
+        let ours = rustix::process::geteuid().as_raw();
+        return Err(Kind::Stranger { theirs: theirs.uid, group: theirs.gid, ours }.into());
     }
     Ok(Process::watch(theirs.pid)?)
 }

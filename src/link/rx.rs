@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use super::{Fault, Kind, LinkError, LinkPage};
 use crate::OnFull;
+use crate::access::Access;
 use crate::buffer::{Hold, RemoteSegment, ShmSample};
 use crate::proto::bell::{self, Wake};
 use crate::proto::layout::Geometry;
@@ -118,17 +119,31 @@ impl LinkRx {
         depth: u32,
         on_full: Option<OnFull>,
         subscriber: u128,
+        access: &Access,
     ) -> Result<Self, LinkError> {
-        let process = match super::identify(&connection)? {
-            // A child that it forked holds the socket.
-            Process::Ended => return Err(LinkError::Ended),
-            process => process.into_fd().map(Arc::new),
+        let mut link = Self {
+            publisher,
+            connection: Arc::new(connection),
+            process: None,
+            established: None,
+            ended: None,
         };
+        match super::identify(&link.connection, access) {
+            // A child that it forked holds the socket.
+            Ok(Process::Ended) => return Err(LinkError::Ended),
+            Ok(process) => link.process = process.into_fd().map(Arc::new),
+            // A stranger is told nothing; the subscriber is told of him.
+            Err(LinkError::Fault(kind)) => {
+                link.ended = Some(kind.into());
+                return Ok(link);
+            }
+            Err(error) => return Err(error),
+        }
         // Taken when the connection stands: from here on every message must arrive or be counted.
         let on_full = on_full.map(Into::into);
         let hello = Frame::Hello(Hello { depth, on_full, connected_at_ns: monotonic_ns(), subscriber });
-        connection.send(hello.encode(&mut [0; wire::FRAME_MAX]), &[])?;
-        Ok(Self { publisher, connection: Arc::new(connection), process, established: None, ended: None })
+        link.connection.send(hello.encode(&mut [0; wire::FRAME_MAX]), &[])?;
+        Ok(link)
     }
 
     pub(crate) fn is_established(&self) -> bool {

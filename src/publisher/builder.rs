@@ -11,6 +11,7 @@ use super::shared::{Config, Shared};
 use super::task::TxTask;
 use super::{BindError, ShmPublisher};
 use crate::OnFull;
+use crate::access::Access;
 use crate::event::event;
 use crate::pool::{ShmPoolConfig, ShmSegmentPool};
 use crate::topic::{DiscoveryError, RuntimeDir, TopicDir, TopicName};
@@ -30,6 +31,7 @@ pub struct ShmPublisherBuilder {
     history: usize,
     evict_after: Option<Duration>,
     runtime_dir: Option<PathBuf>,
+    access: Access,
     runtime: Option<Handle>,
 }
 
@@ -44,6 +46,7 @@ impl ShmPublisherBuilder {
             history: 0,
             evict_after: None,
             runtime_dir: None,
+            access: Access::default(),
             runtime: None,
         }
     }
@@ -97,6 +100,27 @@ impl ShmPublisherBuilder {
         self
     }
 
+    /// Lets in subscribers that run as this user, too. Default: only those of the publisher's own user.
+    ///
+    /// They have to be able to enter the runtime directory: see [`allow_gid`](Self::allow_gid). Without a group, that is
+    /// root in another user's directory, or that user in a directory of root's making that is given to him: what is made in
+    /// a directory that belongs to another user who is let in belongs to him. Both sides have to let the other one in.
+    pub fn allow_uid(mut self, uid: u32) -> Self {
+        self.access.allow_uid(uid);
+        self
+    }
+
+    /// Lets in subscribers whose effective group is this one, too, whatever their user.
+    ///
+    /// The effective group counts, which the kernel tells (`Group=` of a systemd unit, `sg`), and no supplementary one.
+    /// The runtime directory may then have mode `0770` for that group, and what is made in it is the group's as well: its
+    /// members can also remove what others made there. Example: `install -d -m 0770 -o root -g camera /run/camera`, given
+    /// to [`runtime_dir`](Self::runtime_dir). Both sides have to let the other one in.
+    pub fn allow_gid(mut self, gid: u32) -> Self {
+        self.access.allow_gid(gid);
+        self
+    }
+
     /// The tokio runtime of the tx task, in place of the current one. Its I/O must be enabled.
     pub fn runtime(mut self, handle: Handle) -> Self {
         self.runtime = Some(handle);
@@ -124,7 +148,8 @@ impl ShmPublisherBuilder {
             None => Handle::try_current().map_err(|_| BindError::NoRuntime)?,
         };
         let failed = |source| BindError::Io { topic: self.topic.clone(), source };
-        let runtime_dir = RuntimeDir::resolve(self.runtime_dir.as_deref()).map_err(DiscoveryError::from)?;
+        let runtime_dir =
+            RuntimeDir::resolve(self.runtime_dir.as_deref(), self.access).map_err(DiscoveryError::from)?;
         let mut directory = TopicDir::open(&runtime_dir, &topic)?;
         directory.remove_stale()?;
         let id = crate::sys::random::random_id().map_err(failed)?;
@@ -132,6 +157,7 @@ impl ShmPublisherBuilder {
         let config = Config {
             topic,
             id,
+            access: Arc::clone(runtime_dir.access()),
             queue: self.queue,
             on_full: self.on_full,
             history: self.history,

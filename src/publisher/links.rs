@@ -228,7 +228,7 @@ fn admit(
     connection: Arc<Connection>,
     silent: &mut Vec<Silent>,
 ) -> Result<NewLink, LinkError> {
-    let process = match identify(&connection) {
+    let process = match identify(&connection, &shared.config.access) {
         Ok(Process::Ended) => return Err(LinkError::Ended),
         Ok(process) => process.into_fd(),
         Err(error) => return Err(refuse(&connection, error)),
@@ -314,6 +314,7 @@ mod tests {
     use std::time::Duration;
 
     use crate::ShmPublisher;
+    use crate::access::Access;
     use crate::link::{LinkRx, Next};
     use crate::topic::{RuntimeDir, TopicName, TopicWatch};
 
@@ -340,11 +341,11 @@ mod tests {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             let builder = ShmPublisher::builder("t").runtime_dir(dir.path());
             let publisher = builder.runtime(runtime.handle().clone()).bind().unwrap();
-            let runtime_dir = RuntimeDir::resolve(Some(dir.path())).unwrap();
+            let runtime_dir = RuntimeDir::resolve(Some(dir.path()), Access::default()).unwrap();
             let watch = TopicWatch::new(&runtime_dir, &TopicName::new("t").unwrap()).unwrap();
             let connection = watch.dir().connect(publisher.id()).unwrap();
             publisher.shared.accept_now();
-            let mut link = LinkRx::begin(publisher.id(), connection, 1, None, 1).unwrap();
+            let mut link = LinkRx::begin(publisher.id(), connection, 1, None, 1, &Access::default()).unwrap();
             publisher.shared.accept_now();
             link.read_socket();
             assert!(link.is_established());

@@ -17,6 +17,7 @@ use super::links::{Acceptor, NewLink};
 use super::places::Places;
 use super::stats::PublisherStats;
 use crate::OnFull;
+use crate::access::Access;
 use crate::event::Notifier;
 use crate::gate::Gate;
 use crate::link::{LinkSeed, release_slot};
@@ -63,6 +64,7 @@ pub(crate) enum Control {
 pub(crate) struct Config {
     pub(crate) topic: TopicName,
     pub(crate) id: u128,
+    pub(crate) access: Arc<Access>,
     pub(crate) queue: u32,
     pub(crate) on_full: OnFull,
     pub(crate) history: usize,

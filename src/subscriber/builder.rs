@@ -6,6 +6,7 @@ use super::busy::Busy;
 use super::core::Core;
 use super::{BusyPoll, ConnectError, ShmSubscriber};
 use crate::OnFull;
+use crate::access::Access;
 use crate::topic::{DiscoveryError, RuntimeDir, TopicName, TopicWatch};
 
 const MAX_DEPTH: u32 = 65_536;
@@ -20,6 +21,7 @@ pub struct ShmSubscriberBuilder {
     busy_poll: BusyPoll,
     end_with_last_publisher: bool,
     runtime_dir: Option<PathBuf>,
+    access: Access,
 }
 
 impl ShmSubscriberBuilder {
@@ -31,6 +33,7 @@ impl ShmSubscriberBuilder {
             busy_poll: BusyPoll::default(),
             end_with_last_publisher: false,
             runtime_dir: None,
+            access: Access::default(),
         }
     }
 
@@ -71,6 +74,22 @@ impl ShmSubscriberBuilder {
         self
     }
 
+    /// Connects to publishers that run as this user, too. Default: only to those of the subscriber's own user.
+    ///
+    /// As [`ShmPublisherBuilder::allow_uid`](crate::ShmPublisherBuilder::allow_uid).
+    pub fn allow_uid(mut self, uid: u32) -> Self {
+        self.access.allow_uid(uid);
+        self
+    }
+
+    /// Connects to publishers whose effective group is this one, too.
+    ///
+    /// As [`ShmPublisherBuilder::allow_gid`](crate::ShmPublisherBuilder::allow_gid).
+    pub fn allow_gid(mut self, gid: u32) -> Self {
+        self.access.allow_gid(gid);
+        self
+    }
+
     /// Connects to the topic's publishers, and from then on to those that come.
     ///
     /// Needs no runtime. Every message sent after this has returned is received or counted, whether or not its
@@ -86,7 +105,8 @@ impl ShmSubscriberBuilder {
             return Err(ConnectError::OutOfBounds { what: "depth", min, max, actual });
         }
         let failed = |source| ConnectError::Io { topic: self.topic.clone(), source };
-        let runtime_dir = RuntimeDir::resolve(self.runtime_dir.as_deref()).map_err(DiscoveryError::from)?;
+        let runtime_dir =
+            RuntimeDir::resolve(self.runtime_dir.as_deref(), self.access).map_err(DiscoveryError::from)?;
         let watch = TopicWatch::new(&runtime_dir, &topic)?;
         watch.dir().remove_stale()?;
         let id = crate::sys::random::random_id().map_err(failed)?;

@@ -104,7 +104,8 @@ impl<W: Default> Core<W> {
     }
 
     fn begin(&self, publisher: u128, connection: Connection) -> Result<LinkRx, LinkError> {
-        let mut link = LinkRx::begin(publisher, connection, self.depth, self.on_full, self.id)?;
+        let access = self.watch.dir().access();
+        let mut link = LinkRx::begin(publisher, connection, self.depth, self.on_full, self.id, access)?;
         if let Some(local) = Shared::local(publisher) {
             // In our own process nobody else needs to run for it to accept us.
             local.accept_now();

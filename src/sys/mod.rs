@@ -8,6 +8,7 @@ pub(crate) mod clock;
 pub(crate) mod inotify;
 pub(crate) mod limits;
 pub(crate) mod memory;
+pub(crate) mod ownership;
 pub(crate) mod process;
 pub(crate) mod random;
 pub(crate) mod socket;

@@ -9,9 +9,10 @@ mod connection;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use connection::{Connection, Received};
+pub(crate) use connection::{Connection, PeerCredentials, Received};
 
-use rustix::fs::{AtFlags, Mode, chmodat, fchmod, renameat, unlinkat};
+use super::ownership::Ownership;
+use rustix::fs::{AtFlags, FileType, Mode, fchmod, renameat, unlinkat};
 use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, connect as connect_to, listen,
@@ -109,8 +110,9 @@ impl AsFd for Listener {
 
 /// Makes a socket that has just been bound accept.
 fn open_up(socket: &OwnedFd, dir: BorrowedFd<'_>, new_name: &str) -> Result<(), Errno> {
-    // For a umask that takes from the owner too: without the right to write, nobody could connect.
-    match chmodat(dir, new_name, OWNER_ONLY, AtFlags::empty()) {
+    // Without the right to write nobody can connect: a umask may have taken it from the owner, and a group that was let in
+    // has yet to get it.
+    match Ownership::of(dir)?.settle(dir, new_name, FileType::Socket) {
         // Taken away by a cleaner; the rename is going to notice.
         Ok(()) | Err(Errno::NOENT) => listen(socket, BACKLOG),
         Err(errno) => Err(errno),

@@ -10,10 +10,13 @@
 use super::error::DiscoveryError;
 use super::name::TopicName;
 use super::runtime_dir::{DIRECTORY, RuntimeDir, make_private_dir};
+use crate::access::Access;
+use crate::sys::ownership::Ownership;
 use crate::sys::socket::{self, ConnectFailed, Connection, Listener, Liveness, NEW_PREFIX};
 use rustix::fs::{AtFlags, Dir, Mode, OFlags, fstat, openat, statat, unlinkat};
 use rustix::io::Errno;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 
 const PUBLISHER_PREFIX: &str = ".pub-";
 
@@ -35,6 +38,11 @@ impl TopicDir {
     pub(crate) fn open(runtime: &RuntimeDir, name: &TopicName) -> Result<Self, DiscoveryError> {
         let fd = open_chain(runtime, name)?;
         Ok(Self { runtime: runtime.clone(), name: name.clone(), fd })
+    }
+
+    /// Who may take part in the topic.
+    pub(crate) fn access(&self) -> &Arc<Access> {
+        self.runtime.access()
     }
 
     /// Opens it anew, if it was removed.
@@ -120,7 +128,15 @@ impl TopicDir {
                 // Somebody else was quicker, and may have been killed before they came to the next.
                 Ok(()) | Err(Errno::NOENT) => {}
                 // In use: by others, who remove it when they leave. (Or mounted on; or something that is none of ours.)
-                Err(Errno::NOTEMPTY | Errno::EXIST | Errno::BUSY | Errno::NOTDIR | Errno::LOOP) => {
+                Err(
+                    Errno::NOTEMPTY
+                    | Errno::EXIST
+                    | Errno::BUSY
+                    | Errno::NOTDIR
+                    | Errno::LOOP
+                    | Errno::ACCESS
+                    | Errno::PERM,
+                ) => {
                     return Ok(());
                 }
                 Err(errno) => return Err(DiscoveryError::os("removing the topic's directory")(errno)),
@@ -152,8 +168,8 @@ impl TopicDir {
 
     fn remove_file(&self, name: &str) -> Result<(), DiscoveryError> {
         match unlinkat(&self.fd, name, AtFlags::empty()) {
-            // A directory of that name is not ours to remove.
-            Ok(()) | Err(Errno::NOENT | Errno::ISDIR) => Ok(()),
+            // A directory of that name is not ours to remove; nor is another's in a sticky one.
+            Ok(()) | Err(Errno::NOENT | Errno::ISDIR | Errno::ACCESS | Errno::PERM) => Ok(()),
             Err(errno) => Err(DiscoveryError::os("removing a publisher's socket")(errno)),
         }
     }
@@ -216,16 +232,18 @@ fn open_chain(runtime: &RuntimeDir, name: &TopicName) -> Result<OwnedFd, Discove
 
 /// `None`: a directory was removed on the way.
 fn try_open_chain(root: OwnedFd, name: &TopicName) -> Result<Option<OwnedFd>, DiscoveryError> {
+    let failed = DiscoveryError::os("making the topic's directory");
     let mut dir = root;
     for component in name.components() {
         dir = match openat(&dir, &*component, DIRECTORY, Mode::empty()) {
             Ok(next) => next,
             Err(Errno::NOENT) => {
-                match make_private_dir(&dir, &*component) {
+                let ownership = Ownership::of(&dir).map_err(&failed)?;
+                match make_private_dir(&dir, &*component, ownership) {
                     Ok(()) | Err(Errno::EXIST) => {}
                     // What it was to be made in is gone.
                     Err(Errno::NOENT) => return Ok(None),
-                    Err(errno) => return Err(DiscoveryError::os("making the topic's directory")(errno)),
+                    Err(errno) => return Err(failed(errno)),
                 }
                 match openat(&dir, &*component, DIRECTORY, Mode::empty()) {
                     Ok(next) => next,
@@ -252,7 +270,7 @@ mod tests {
     impl Place {
         fn new() -> Self {
             let keep = tempfile::tempdir().unwrap();
-            let runtime = RuntimeDir::resolve(Some(&keep.path().join("r"))).unwrap();
+            let runtime = RuntimeDir::resolve(Some(&keep.path().join("r")), Access::default()).unwrap();
             Self { keep, runtime }
         }
 
@@ -350,7 +368,7 @@ mod tests {
         let place = Place::new();
         let deep = place.keep.path().join("d".repeat(150)).join("e".repeat(150));
         std::fs::create_dir_all(&deep).unwrap();
-        let runtime = RuntimeDir::resolve(Some(&deep.join("r"))).unwrap();
+        let runtime = RuntimeDir::resolve(Some(&deep.join("r")), Access::default()).unwrap();
         for name in
             ["%".repeat(200), "/".repeat(200), ".".repeat(200), "+".repeat(200), "\u{1f980}".repeat(50)]
         {

@@ -3,12 +3,14 @@
 //! Its mode is the first gate: whoever cannot enter it can neither connect to a publisher nor pretend to be one. So it must belong
 //! to us and be closed to everybody else, before anything in it is looked at.
 
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, chmod, fstat, mkdirat, open, openat, statat};
+use crate::access::Access;
+use crate::sys::ownership::Ownership;
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, Stat, fstat, mkdirat, open, statat};
 use rustix::io::Errno;
 use rustix::process::geteuid;
 use std::ffi::OsString;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -18,17 +20,18 @@ use std::sync::Arc;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct RuntimeDir {
     path: Arc<Path>,
+    access: Arc<Access>,
 }
 
 impl RuntimeDir {
     /// The directory given; else `$TOKIO_SHM_DIR`; else `$XDG_RUNTIME_DIR/tokio-shm`; else `tokio-shm-<uid>` in the directory for
     /// temporary files. Made if it does not exist (its parent must).
-    pub(crate) fn resolve(explicit: Option<&Path>) -> Result<Self, RuntimeDirError> {
+    pub(crate) fn resolve(explicit: Option<&Path>, access: Access) -> Result<Self, RuntimeDirError> {
         let chosen = choose(explicit, |name| std::env::var_os(name), &std::env::temp_dir());
         // Absolute, as the process may change its directory.
         let path =
             std::path::absolute(&chosen).map_err(|source| RuntimeDirError::Open { path: chosen, source })?;
-        let runtime = Self { path: path.into() };
+        let runtime = Self { path: path.into(), access: Arc::new(access) };
         runtime.open()?;
         Ok(runtime)
     }
@@ -39,13 +42,18 @@ impl RuntimeDir {
         &self.path
     }
 
-    /// Opens it, making it if need be, and checks that it is ours alone.
+    /// Who may take part.
+    pub(crate) fn access(&self) -> &Arc<Access> {
+        &self.access
+    }
+
+    /// Opens it, making it if need be, and checks that nobody else can enter it.
     pub(crate) fn open(&self) -> Result<OwnedFd, RuntimeDirError> {
         loop {
             if let Some(fd) = self.open_existing()? {
                 return Ok(fd);
             }
-            match make_private_dir(CWD, &*self.path) {
+            match make_private_dir(CWD, &*self.path, Ownership::OURS) {
                 Ok(()) | Err(Errno::EXIST) => {}
                 Err(source) => {
                     return Err(RuntimeDirError::Create {
@@ -70,22 +78,30 @@ impl RuntimeDir {
             }
             Err(errno) => return Err(failed(errno)),
         };
-        let stat = fstat(&fd).map_err(failed)?;
-        self.check(stat.st_uid, stat.st_mode & 0o7777, geteuid().as_raw())?;
+        self.check(&fstat(&fd).map_err(failed)?)?;
         Ok(Some(fd))
     }
 
     fn is_not_a_directory(&self) -> bool {
-        use rustix::fs::FileType;
         let stat = statat(CWD, &*self.path, AtFlags::SYMLINK_NOFOLLOW);
         stat.is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) != FileType::Directory)
     }
 
-    fn check(&self, owner: u32, mode: u32, us: u32) -> Result<(), RuntimeDirError> {
-        if owner != us {
+    /// Only users that are let in can enter it, or change who can.
+    fn check(&self, stat: &Stat) -> Result<(), RuntimeDirError> {
+        let mode = stat.st_mode & 0o7777;
+        let for_group = mode & 0o070 != 0;
+        let group_admitted = self.access.admits_group(stat.st_gid);
+        // Root could come in anyway, and is who prepares a directory for a group.
+        let prepared = for_group && group_admitted && stat.st_uid == 0;
+        if !self.access.admits_user(stat.st_uid) && !prepared {
+            let (owner, us) = (stat.st_uid, geteuid().as_raw());
             return Err(RuntimeDirError::Owner { path: self.path.to_path_buf(), owner, us });
         }
-        if mode & 0o077 != 0 {
+        let too_much = mode & 0o007 != 0 || (for_group && !group_admitted);
+        // Whoever uses a topic may have to make its directory.
+        let too_little = for_group && mode & 0o070 != 0o070;
+        if too_much || too_little {
             return Err(RuntimeDirError::Mode { path: self.path.to_path_buf(), mode });
         }
         Ok(())
@@ -96,27 +112,20 @@ impl RuntimeDir {
 pub(super) const DIRECTORY: OFlags =
     OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
-/// Makes a directory that is its owner's alone from the first instant, and fully usable to the owner whatever the umask.
+/// Makes a directory that is its owner's alone from the first instant, fully usable to the owner whatever the umask, and then
+/// to whom `ownership` lets in.
 pub(super) fn make_private_dir(
-    parent: impl std::os::fd::AsFd,
+    parent: impl AsFd,
     path: impl rustix::path::Arg,
+    ownership: Ownership,
 ) -> Result<(), Errno> {
     path.into_with_c_str(|path| {
         mkdirat(&parent, path, Mode::RWXU)?;
-        // A umask such as 0177 takes from the owner, too. What is open cannot be exchanged for something else any more, so
-        // that the mode is set where it should be; opened as a path only, which needs no right to what is being repaired.
-        let made = openat(
-            &parent,
-            path,
-            OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC,
-            Mode::empty(),
-        );
-        let Ok(made) = made else { return Ok(()) };
-        let stat = fstat(&made)?;
-        if stat.st_mode & 0o700 != 0o700 && stat.st_uid == geteuid().as_raw() {
-            chmod(format!("/proc/self/fd/{}", made.as_raw_fd()), Mode::RWXU)?;
+        match ownership.settle(&parent, path, FileType::Directory) {
+            // Removed again by somebody who was leaving.
+            Err(Errno::NOENT) => Ok(()),
+            settled => settled,
         }
-        Ok(())
     })
 }
 
@@ -169,7 +178,8 @@ pub enum RuntimeDirError {
     /// It belongs to another user, who could listen in.
     #[error(
         "the runtime directory {path:?} belongs to user {owner}, but this process runs as user {us}; programs that are to \
-         meet must run as the same user, and name a directory of that user's in TOKIO_SHM_DIR"
+         meet must run as the same user, and name a directory of that user's in TOKIO_SHM_DIR, or let each other's users in \
+         (`allow_uid`, `allow_gid`)"
     )]
     Owner {
         /// Its path.
@@ -181,7 +191,8 @@ pub enum RuntimeDirError {
     },
     /// Others may enter it.
     #[error(
-        "the runtime directory {path:?} has mode {mode:04o}, which lets other users in; run `chmod 700` on it"
+        "the runtime directory {path:?} has mode {mode:04o}, which lets other users in; run `chmod 700` on it (or `chgrp` \
+         and `chmod 770`, for a group that was let in by `allow_gid`)"
     )]
     Mode {
         /// Its path.
@@ -214,13 +225,13 @@ mod tests {
     fn directory_missing_is_made_for_the_owner_alone() {
         let base = tempfile::tempdir().unwrap();
         let path = base.path().join("r");
-        let runtime = RuntimeDir::resolve(Some(&path)).unwrap();
+        let runtime = RuntimeDir::resolve(Some(&path), Access::default()).unwrap();
         assert_eq!(path.metadata().unwrap().mode() & 0o7777, 0o700);
         // Removed behind our back, it is made anew.
         std::fs::remove_dir(&path).unwrap();
         runtime.open().unwrap();
         assert!(matches!(
-            RuntimeDir::resolve(Some(&base.path().join("no/such"))),
+            RuntimeDir::resolve(Some(&base.path().join("no/such")), Access::default()),
             Err(RuntimeDirError::Create { .. })
         ));
     }
@@ -230,7 +241,7 @@ mod tests {
         let base = tempfile::tempdir().unwrap();
         for mode in [0o701, 0o710, 0o777, 0o1770] {
             std::fs::set_permissions(base.path(), std::fs::Permissions::from_mode(mode)).unwrap();
-            let error = RuntimeDir::resolve(Some(base.path())).unwrap_err();
+            let error = RuntimeDir::resolve(Some(base.path()), Access::default()).unwrap_err();
             assert!(matches!(error, RuntimeDirError::Mode { mode: found, .. } if found == mode));
             assert!(
                 error.to_string().contains(&format!("{mode:04o}")) && error.to_string().contains("chmod 700")
@@ -240,9 +251,36 @@ mod tests {
 
     #[test]
     fn directory_of_another_user_is_refused() {
-        let runtime = RuntimeDir { path: Path::new("/r").into() };
-        let error = runtime.check(7, 0o700, 8).unwrap_err().to_string();
-        assert!(error.contains("\"/r\"") && error.contains("user 7") && error.contains("user 8"), "{error}");
+        let us = geteuid().as_raw();
+        let error = judge(Access::default(), us + 7, 0o700).unwrap_err().to_string();
+        let said = [r#""/r""#.to_owned(), format!("user {}", us + 7), format!("user {us}")];
+        assert!(said.iter().all(|said| error.contains(said)), "{error}");
+    }
+
+    /// What is thought of "/r", of group 77.
+    fn judge(access: Access, owner: u32, mode: u32) -> Result<(), RuntimeDirError> {
+        let mut stat = statat(CWD, "/", AtFlags::empty()).unwrap();
+        (stat.st_uid, stat.st_gid, stat.st_mode) = (owner, 77, FileType::Directory.as_raw_mode() | mode);
+        RuntimeDir { path: Path::new("/r").into(), access: Arc::new(access) }.check(&stat)
+    }
+
+    #[test]
+    fn directory_of_users_and_groups_that_are_let_in_is_accepted_but_never_one_for_all() {
+        let us = geteuid().as_raw();
+        let (mut users, mut group) = (Access::default(), Access::default());
+        users.allow_uid(us + 7);
+        assert!(judge(users.clone(), us + 7, 0o700).is_ok());
+        assert!(judge(users.clone(), us + 8, 0o700).is_err());
+        assert!(judge(users, us + 7, 0o770).is_err(), "its group was not let in");
+        group.allow_gid(77);
+        for mode in [0o700, 0o770, 0o2770, 0o3770] {
+            assert!(judge(group.clone(), us, mode).is_ok());
+        }
+        assert!(judge(group.clone(), 0, 0o770).is_ok(), "prepared by root");
+        assert!(judge(group.clone(), us + 7, 0o770).is_err());
+        for mode in [0o701, 0o704, 0o777, 0o772, 0o750] {
+            assert!(judge(group.clone(), us, mode).is_err());
+        }
     }
 
     #[test]
@@ -250,13 +288,22 @@ mod tests {
         let base = tempfile::tempdir().unwrap();
         let link = base.path().join("link");
         symlink(base.path(), &link).unwrap();
-        assert!(matches!(RuntimeDir::resolve(Some(&link)), Err(RuntimeDirError::NotADirectory { .. })));
+        assert!(matches!(
+            RuntimeDir::resolve(Some(&link), Access::default()),
+            Err(RuntimeDirError::NotADirectory { .. })
+        ));
         let file = base.path().join("file");
         std::fs::write(&file, b"").unwrap();
-        assert!(matches!(RuntimeDir::resolve(Some(&file)), Err(RuntimeDirError::NotADirectory { .. })));
+        assert!(matches!(
+            RuntimeDir::resolve(Some(&file), Access::default()),
+            Err(RuntimeDirError::NotADirectory { .. })
+        ));
         let dangling = base.path().join("dangling");
         symlink("/no/such", &dangling).unwrap();
-        assert!(matches!(RuntimeDir::resolve(Some(&dangling)), Err(RuntimeDirError::NotADirectory { .. })));
+        assert!(matches!(
+            RuntimeDir::resolve(Some(&dangling), Access::default()),
+            Err(RuntimeDirError::NotADirectory { .. })
+        ));
     }
 
     /// The umask belongs to the process.
@@ -277,7 +324,7 @@ mod tests {
         for mask in [0o000, 0o022, 0o177, 0o777] {
             rustix::process::umask(Mode::from_raw_mode(mask));
             let path = base.path().join(format!("{mask:o}"));
-            RuntimeDir::resolve(Some(&path)).unwrap();
+            RuntimeDir::resolve(Some(&path), Access::default()).unwrap();
             assert_eq!(path.metadata().unwrap().mode() & 0o7777, 0o700);
         }
     }

@@ -87,7 +87,8 @@ mod tests {
 
     fn place() -> (tempfile::TempDir, RuntimeDir) {
         let keep = tempfile::tempdir().unwrap();
-        let runtime = RuntimeDir::resolve(Some(&keep.path().join("r"))).unwrap();
+        let runtime =
+            RuntimeDir::resolve(Some(&keep.path().join("r")), crate::access::Access::default()).unwrap();
         (keep, runtime)
     }
 

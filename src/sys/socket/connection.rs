@@ -51,6 +51,8 @@ pub(crate) struct PeerCredentials {
     pub(crate) pid: Option<Pid>,
     /// Its effective user then; the overflow id (65534) when unmapped in our user namespace.
     pub(crate) uid: u32,
+    /// Its effective group then, likewise.
+    pub(crate) gid: u32,
 }
 
 impl Connection {
@@ -138,7 +140,11 @@ impl Connection {
         // SAFETY: `pid` points to a live `Pid`, which is a transparent wrapper of a `NonZeroI32`, and so has the size, alignment
         // and (as the kernel filled it in) initialised bytes of an `i32`; both are rustix's documented layout.
         let pid = unsafe { pid.read_volatile() };
-        Ok(PeerCredentials { pid: Pid::from_raw(pid), uid: credentials.uid.as_raw() })
+        Ok(PeerCredentials {
+            pid: Pid::from_raw(pid),
+            uid: credentials.uid.as_raw(),
+            gid: credentials.gid.as_raw(),
+        })
     }
 }
 

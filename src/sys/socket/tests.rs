@@ -107,8 +107,11 @@ fn send_to_a_peer_that_never_reads_would_block_and_sends_again_after_it_did() {
 #[test]
 fn peer_credentials_name_this_process() {
     let (ours, theirs) = Place::new().pair();
-    let me =
-        PeerCredentials { pid: Some(rustix::process::getpid()), uid: rustix::process::geteuid().as_raw() };
+    let me = PeerCredentials {
+        pid: Some(rustix::process::getpid()),
+        uid: rustix::process::geteuid().as_raw(),
+        gid: rustix::process::getegid().as_raw(),
+    };
     assert_eq!(ours.peer_credentials().unwrap(), me);
     assert_eq!(theirs.peer_credentials().unwrap(), me);
 }
