@@ -40,6 +40,7 @@ mod budget;
 pub mod event;
 mod gate;
 mod idle;
+mod places;
 mod proto;
 mod sync;
 mod turnstile;

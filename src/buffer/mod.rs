@@ -7,5 +7,5 @@ mod sample;
 pub use self::loan::ShmLoan;
 pub(crate) use self::payload::Home;
 pub use self::payload::Payload;
+pub(crate) use self::sample::RemoteSegment;
 pub use self::sample::ShmSample;
-pub(crate) use self::sample::{Hold, RemoteSegment};

@@ -4,7 +4,6 @@
 use std::fmt;
 use std::ops::{Deref, Range};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 
 use bytes::Bytes;
 
@@ -16,43 +15,6 @@ use crate::sys::memory::Mapping;
 pub(crate) struct RemoteSegment {
     pub(crate) mapping: Mapping,
     pub(crate) link: Arc<LinkShared>,
-}
-
-/// How many samples in this process share one ticket: 0 while the publisher has it.
-///
-/// The receiver sets it from 0 to 1, clones add one, drops take one away; whoever takes the last sets it to 0 and then
-/// releases the ticket.
-#[derive(Debug, Default)]
-pub(crate) struct Hold(AtomicU32);
-
-impl Hold {
-    /// Begins to hold a ticket that the publisher has issued; `false` if it is held already, which is a lie of his.
-    #[inline]
-    pub(crate) fn begin(&self) -> bool {
-        // Acquire: pairs with the end of the last hold, by way of the publisher, which re-issued the ticket.
-        if self.0.load(Ordering::Acquire) != 0 {
-            return false;
-        }
-        self.0.store(1, Ordering::Relaxed);
-        true
-    }
-
-    fn share(&self) {
-        // As for `Arc`: a clone is made from one that exists, nothing has to be ordered.
-        let before = self.0.fetch_add(1, Ordering::Relaxed);
-        assert!(before < u32::MAX / 2, "one sample cloned two thousand million times");
-    }
-
-    /// Gives up one share; `true` if it was the last.
-    #[inline]
-    pub(crate) fn end(&self) -> bool {
-        // SYNC POINT: last clone. With one share left it is ours, and nobody can clone what only we have.
-        if self.0.load(Ordering::Acquire) == 1 || self.0.fetch_sub(1, Ordering::AcqRel) == 1 {
-            self.0.store(0, Ordering::Release);
-            return true;
-        }
-        false
-    }
 }
 
 /// A received message: read-only bytes in the publisher's shared memory.

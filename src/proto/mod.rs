@@ -16,6 +16,7 @@
 
 pub(crate) mod bell;
 pub(crate) mod class;
+pub(crate) mod hold;
 pub(crate) mod joinlog;
 pub(crate) mod layout;
 pub(crate) mod release;
@@ -23,6 +24,8 @@ pub(crate) mod ring;
 pub(crate) mod ticket;
 pub(crate) mod wire;
 
+#[cfg(all(test, tokio_shm_loom))]
+mod loom_tests;
 #[cfg(all(test, not(tokio_shm_loom)))]
 mod tests;
 

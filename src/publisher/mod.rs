@@ -6,7 +6,6 @@ mod builder;
 mod delivery;
 mod error;
 mod links;
-mod places;
 pub(crate) mod shared;
 mod sink;
 mod stats;
@@ -18,12 +17,12 @@ use std::time::{Duration, Instant};
 
 pub use self::builder::ShmPublisherBuilder;
 pub use self::error::{BindError, FlushError, LoanError, SendError, SendErrorKind, SinkError};
-use self::places::NoPlace;
 use self::shared::{Queued, Shared};
 use self::sink::SinkState;
 pub use self::stats::PublisherStats;
 use crate::blocking::assert_may_block;
 use crate::buffer::{Home, Payload, ShmLoan};
+use crate::places::NoPlace;
 use crate::pool::core::Slot;
 use crate::pool::{PooledSegment, ShmSegmentPool, TakeError};
 

@@ -14,13 +14,13 @@ use parking_lot::Mutex;
 
 use super::delivery::Delivery;
 use super::links::{Acceptor, NewLink};
-use super::places::Places;
 use super::stats::PublisherStats;
 use crate::OnFull;
 use crate::access::Access;
 use crate::event::Notifier;
 use crate::gate::Gate;
 use crate::link::{LinkSeed, release_slot};
+use crate::places::Places;
 use crate::pool::core::{Collect, Slot};
 use crate::pool::{PooledSegment, ShmSegmentPool};
 use crate::sys::clock::monotonic_ns;

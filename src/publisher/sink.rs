@@ -10,10 +10,10 @@ use std::task::{Context, Poll, ready};
 use futures::Sink;
 use parking_lot::Mutex;
 
-use super::places::NoPlace;
 use super::shared::{Queued, Shared};
 use super::{SendErrorKind, ShmPublisher, SinkError};
 use crate::buffer::Payload;
+use crate::places::NoPlace;
 use crate::pool::TakeError;
 
 type Waiting<T> = Option<Pin<Box<dyn Future<Output = T> + Send>>>;
