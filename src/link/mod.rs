@@ -14,7 +14,7 @@ pub(crate) use self::tx::{LinkError, LinkSeed, LinkTx, Offer, release_slot};
 use crate::access::Access;
 use crate::proto::Misbehaved;
 use crate::proto::layout::LayoutError;
-use crate::proto::wire::WireError;
+use crate::proto::wire::{Frame, WireError};
 use crate::sys::memory::MemoryError;
 use crate::sys::process::Process;
 use crate::sys::socket::Connection;
@@ -40,6 +40,16 @@ pub(crate) enum Kind {
     OutOfTurn(&'static str),
     #[error("announced segment {0} twice")]
     AnnouncedTwice(u64),
+    #[error("announced more than {SEGMENTS_MAX} segments at a time")]
+    TooManySegments,
+    #[error("announced {announced} bytes of shared memory, more than the {host} bytes that this host has")]
+    TooMuchMemory { announced: u64, host: u64 },
+    #[error("retired segment {0}, which it had not announced")]
+    NotAnnounced(u64),
+    #[error("granted a depth of {granted} where {asked} was asked for")]
+    TooDeep { asked: u32, granted: u32 },
+    #[error("calls itself publisher {said:032x}, and its socket is that of {socket:032x}")]
+    Impostor { said: u128, socket: u128 },
     /// One more than the receiver has room for stands for any number.
     #[error("sent {actual} file descriptors with a frame that takes {expected}")]
     Descriptors { expected: usize, actual: usize },
@@ -56,6 +66,19 @@ pub(crate) enum Kind {
     TicketReused(u32),
     #[error("sent message {actual} where {expected} or a later one was due")]
     Backwards { expected: u64, actual: u64 },
+}
+
+/// How many segments a publisher may have announced on a link, and not retired, at any time: each is a mapping of the
+/// subscriber's process, which can have 65,530 by default. A publisher whose pool has more retires what is not in use.
+pub(crate) const SEGMENTS_MAX: usize = 8_192;
+
+/// What is wrong with a packet that was longer than any frame, or had more descriptors than any takes.
+pub(crate) fn truncated(buffer: &[u8], len: usize, fds: usize) -> Kind {
+    let Some(packet) = buffer.get(..len) else { return WireError::TooLong { len }.into() };
+    match Frame::decode(packet) {
+        Ok(frame) => Kind::Descriptors { expected: frame.fds(), actual: fds + 1 },
+        Err(error) => error.into(),
+    }
 }
 
 /// Checks, by the kernel's word, that the peer may take part, and finds out how to hear of its end.

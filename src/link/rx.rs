@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use super::{Fault, Kind, LinkError, LinkPage};
+use super::{Fault, Kind, LinkError, LinkPage, SEGMENTS_MAX};
 use crate::OnFull;
 use crate::access::Access;
 use crate::buffer::{RemoteSegment, ShmSample};
@@ -19,6 +19,9 @@ use crate::sys::clock::monotonic_ns;
 use crate::sys::memory::{self, Backing};
 use crate::sys::process::Process;
 use crate::sys::socket::{Connection, Received};
+
+/// Frames read from one publisher before others have their turn.
+const FRAMES: usize = 64;
 
 /// What samples need of their link: it lives until the last of them is dropped, and with it the socket, so that the
 /// publisher does not take a dropped subscriber for one that holds nothing any more.
@@ -94,6 +97,8 @@ struct Established {
     /// The message number due next.
     expect: u64,
     segments: HashMap<u64, Arc<RemoteSegment>>,
+    /// The bytes of all of them.
+    announced: u64,
     last: Option<(u64, Arc<RemoteSegment>)>,
     /// A sample that was found behind a gap: the gap is told first.
     behind_gap: Option<ShmSample>,
@@ -108,6 +113,10 @@ pub(crate) struct LinkRx {
     /// Becomes readable when the publisher's process ends, even if a child of it holds the socket.
     process: Option<Arc<OwnedFd>>,
     established: Option<Box<Established>>,
+    /// What was asked for.
+    depth: u32,
+    /// There may be frames left in the socket that its readiness does not tell of.
+    unread: bool,
     /// Why nothing more will come; told once what has come is read.
     ended: Option<Ended>,
 }
@@ -127,6 +136,8 @@ impl LinkRx {
             connection: Arc::new(connection),
             process: None,
             established: None,
+            depth,
+            unread: false,
             ended: None,
         };
         match super::identify(&link.connection, access) {
@@ -161,7 +172,8 @@ impl LinkRx {
 
     /// The publisher's process has ended: what it sent is still read.
     pub(crate) fn process_ended(&mut self) {
-        self.read_socket();
+        // Bounded, because a child of that process may hold the socket and go on. A socket does not hold so many.
+        self.read_frames(SEGMENTS_MAX, |_| false);
         self.ended.get_or_insert(Ended::Lost);
     }
 
@@ -174,6 +186,7 @@ impl LinkRx {
     #[inline]
     pub(crate) fn has_something(&self) -> bool {
         self.ended.is_some()
+            || self.unread
             || self.established.as_ref().is_some_and(|link| {
                 link.behind_gap.is_some() || !link.consumer.is_empty(link.shared.page.view())
             })
@@ -188,7 +201,7 @@ impl LinkRx {
                 None => Next::Empty,
             },
             Ok(next) => next,
-            Err(kind) => Next::Ended(kind.into()),
+            Err(ended) => Next::Ended(ended),
         }
     }
 
@@ -208,11 +221,35 @@ impl LinkRx {
         }
     }
 
-    /// Reads what the publisher has sent over the socket, until there is nothing more. What it amounts to is told by
-    /// the next look.
+    /// Reads what the publisher has sent over the socket, until there is nothing more or too much for one go: then
+    /// [`is_unread`](Self::is_unread). What it amounts to is told by the next look.
     pub(crate) fn read_socket(&mut self) {
+        self.read_frames(FRAMES, |_| false);
+    }
+
+    /// Whether the socket is to be read again, ready or not: a publisher that sends as fast as it is read must not keep
+    /// us from everybody else.
+    pub(crate) fn is_unread(&self) -> bool {
+        self.unread
+    }
+
+    /// The publisher's doorbell cannot be waited on, which is not so with any that we know how to make.
+    pub(crate) fn cannot_hear(&mut self, error: std::io::Error) {
+        self.ended.get_or_insert(Kind::Descriptor(error).into());
+    }
+
+    /// Reads `most` frames, or until there are none, or `enough`.
+    fn read_frames(&mut self, most: usize, enough: impl Fn(&Self) -> bool) {
         let mut any = false;
-        while self.ended.is_none() {
+        for read in 0.. {
+            // What is left where it was enough is told by the socket's readiness, as before.
+            if self.ended.is_some() || enough(self) {
+                break;
+            }
+            self.unread = read == most;
+            if self.unread {
+                break;
+            }
             match self.read_frame() {
                 Ok(true) => any = true,
                 Ok(false) => break,
@@ -230,7 +267,9 @@ impl LinkRx {
         let Some(link) = self.established.as_deref_mut() else { return };
         link.behind_gap = None;
         let view = link.shared.page.view();
-        while let Ok(Popped::Message(Descriptor { ticket, .. })) = link.consumer.pop(view) {
+        // No more than there can be: the publisher may go on as fast as we take them.
+        for _ in 0..view.geometry().depth() {
+            let Ok(Popped::Message(Descriptor { ticket, .. })) = link.consumer.pop(view) else { break };
             if link.shared.hold(ticket).begin() && link.shared.hold(ticket).end() {
                 link.shared.release(ticket);
             }
@@ -240,7 +279,7 @@ impl LinkRx {
     }
 
     #[inline]
-    fn try_next(&mut self) -> Result<Next, Kind> {
+    fn try_next(&mut self) -> Result<Next, Ended> {
         let Some(link) = self.established.as_deref_mut() else { return Ok(Next::Empty) };
         if let Some(sample) = link.behind_gap.take() {
             return Ok(Next::Sample(sample));
@@ -252,7 +291,7 @@ impl LinkRx {
             Popped::Contended => return Ok(Next::Contended),
         };
         if descriptor.seq < link.expect {
-            return Err(Kind::Backwards { expected: link.expect, actual: descriptor.seq });
+            return Err(Kind::Backwards { expected: link.expect, actual: descriptor.seq }.into());
         }
         let missed = descriptor.seq - link.expect;
         link.expect = descriptor.seq.saturating_add(1);
@@ -267,7 +306,7 @@ impl LinkRx {
     }
 
     /// With the ring empty: messages that were dropped after the last one received.
-    fn gap_at_the_end(&mut self) -> Result<Next, Kind> {
+    fn gap_at_the_end(&mut self) -> Result<Next, Ended> {
         let Some(link) = self.established.as_deref_mut() else { return Ok(Next::Empty) };
         let view = link.shared.page.view();
         // SYNC POINT: offered. Read before the ring is looked at again: every message below it that was not dropped
@@ -282,7 +321,7 @@ impl LinkRx {
     }
 
     #[inline]
-    fn sample(&mut self, descriptor: Descriptor) -> Result<ShmSample, Kind> {
+    fn sample(&mut self, descriptor: Descriptor) -> Result<ShmSample, Ended> {
         let Descriptor { seq, segment: id, offset, len, ticket } = descriptor;
         let segment = self.segment(id)?;
         let range = usize::try_from(offset)
@@ -290,17 +329,18 @@ impl LinkRx {
             .zip(usize::try_from(len).ok())
             .and_then(|(offset, len)| Some(offset..offset.checked_add(len)?));
         let Some(range) = range.filter(|range| range.end <= segment.mapping.len()) else {
-            return Err(Kind::OutOfBounds { segment: id, offset, len });
+            return Err(Kind::OutOfBounds { segment: id, offset, len }.into());
         };
         if ticket as usize >= segment.link.holds.len() || !segment.link.hold(ticket).begin() {
-            return Err(Kind::TicketReused(ticket));
+            return Err(Kind::TicketReused(ticket).into());
         }
-        ShmSample::new(segment, range, ticket, seq).ok_or(Kind::OutOfBounds { segment: id, offset, len })
+        let sample = ShmSample::new(segment, range, ticket, seq);
+        Ok(sample.ok_or(Kind::OutOfBounds { segment: id, offset, len })?)
     }
 
     /// The mapping of segment `id`, which was announced before the message that names it.
     #[inline]
-    fn segment(&mut self, id: u64) -> Result<Arc<RemoteSegment>, Kind> {
+    fn segment(&mut self, id: u64) -> Result<Arc<RemoteSegment>, Ended> {
         if let Some(link) = self.established.as_deref()
             && let Some((last, segment)) = &link.last
             && *last == id
@@ -308,14 +348,16 @@ impl LinkRx {
             return Ok(Arc::clone(segment));
         }
         if !self.knows_segment(id) {
-            self.read_socket();
+            // It came before the message, so it is in the socket, which does not hold more frames than this.
+            self.read_frames(SEGMENTS_MAX, |link| link.knows_segment(id));
         }
         let unknown = Kind::OutOfBounds { segment: id, offset: 0, len: 0 };
         let link = self.established.as_deref_mut().ok_or(Kind::OutOfTurn("message"))?;
         let Some(segment) = link.segments.get(&id) else {
             return match self.ended.take() {
-                Some(Ended::Fault(Fault(kind))) => Err(kind),
-                _ => Err(unknown),
+                // It may be that we could not take the segment: no fault of the publisher's.
+                Some(ended @ (Ended::Fault(_) | Ended::Io(_))) => Err(ended),
+                _ => Err(unknown.into()),
             };
         };
         link.last = Some((id, Arc::clone(segment)));
@@ -333,8 +375,8 @@ impl LinkRx {
             Ok(Received::WouldBlock) => return Ok(false),
             Ok(Received::Eof) => return Err(Ended::Lost),
             Ok(Received::Packet { len, fds, truncated: false }) => (len, fds),
-            Ok(Received::Packet { fds, .. }) => {
-                return Err(Kind::Descriptors { expected: 0, actual: fds.len() + 1 }.into());
+            Ok(Received::Packet { len, fds, .. }) => {
+                return Err(super::truncated(&bytes, len, fds.len()).into());
             }
             Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => return Err(Ended::Lost),
             Err(error) => return Err(Ended::Io(error)),
@@ -358,7 +400,8 @@ impl LinkRx {
                 link.map_segment(segment, fd)?;
             }
             (Frame::Retire { id }, Some(link)) => {
-                link.segments.remove(&id);
+                let segment = link.segments.remove(&id).ok_or(Kind::NotAnnounced(id))?;
+                link.announced -= segment.mapping.len() as u64;
                 link.last.take_if(|(last, _)| *last == id);
             }
             (Frame::Bye, Some(_)) => return Err(Ended::Closed),
@@ -375,13 +418,19 @@ impl LinkRx {
         bell: OwnedFd,
         credit: OwnedFd,
     ) -> Result<Box<Established>, Ended> {
-        let depth = welcome.depth;
+        let Welcome { depth, publisher, .. } = welcome;
+        if publisher != self.publisher {
+            return Err(Kind::Impostor { said: publisher, socket: self.publisher }.into());
+        }
+        if depth > self.depth {
+            return Err(Kind::TooDeep { asked: self.depth, granted: depth }.into());
+        }
         let geometry = Geometry::new(depth).ok_or(Kind::OutOfTurn("Welcome"))?;
         let page = LinkPage::open(page.as_fd(), geometry).map_err(Kind::Memory)?;
         page.view().validate()?;
         let bell = Arc::new(Bell::from_fd(bell).map_err(Kind::Descriptor)?);
         let shared = LinkShared {
-            publisher: welcome.publisher,
+            publisher,
             _connection: Arc::clone(&self.connection),
             page,
             holds: (0..depth).map(|_| Hold::default()).collect(),
@@ -393,6 +442,7 @@ impl LinkRx {
             bell,
             expect: welcome.expect_seq,
             segments: HashMap::new(),
+            announced: 0,
             last: None,
             behind_gap: None,
             armed: false,
@@ -407,12 +457,21 @@ impl Established {
             BackingWire::Memfd => Backing::Memfd,
             BackingWire::Posix => Backing::PosixShm,
         };
+        if self.segments.contains_key(&id) {
+            return Err(Kind::AnnouncedTwice(id).into());
+        }
+        if self.segments.len() >= SEGMENTS_MAX {
+            return Err(Kind::TooManySegments.into());
+        }
+        let (announced, host) = (self.announced.saturating_add(len), memory::host_memory());
+        if announced > host {
+            return Err(Kind::TooMuchMemory { announced, host }.into());
+        }
         let len = usize::try_from(len).map_err(|_| Kind::OutOfBounds { segment: id, offset: 0, len })?;
         let mapping = memory::map_read_only(fd.as_fd(), len, backing).map_err(Kind::Memory)?;
         let segment = Arc::new(RemoteSegment { mapping, link: Arc::clone(&self.shared) });
-        if self.segments.insert(id, segment).is_some() {
-            return Err(Kind::AnnouncedTwice(id).into());
-        }
+        self.segments.insert(id, segment);
+        self.announced = announced;
         Ok(())
     }
 }

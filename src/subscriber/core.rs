@@ -1,6 +1,7 @@
 //! What a subscriber does whichever way it waits: connecting to publishers, taking turns among them, ending links.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 
 use super::busy::Busy;
 use super::{RecvError, SubscriberStats};
@@ -9,6 +10,7 @@ use crate::buffer::ShmSample;
 use crate::link::{Ended, LinkError, LinkRx, Next};
 use crate::proto::wire::RefusedReason;
 use crate::publisher::shared::Shared;
+use crate::sys::bell::Bell;
 use crate::sys::socket::{ConnectFailed, Connection};
 use crate::topic::{DiscoveryError, TopicWatch};
 
@@ -25,6 +27,8 @@ pub(super) struct Peer<W> {
 pub(super) struct Core<W> {
     pub(super) watch: TopicWatch,
     pub(super) peers: Vec<Peer<W>>,
+    /// Hears the bells of all links, for threads: made at the first wait of one.
+    pub(super) bells: Option<Arc<Bell>>,
     /// Whose turn it is.
     turn: usize,
     pub(super) busy: Busy,
@@ -55,6 +59,7 @@ impl<W: Default> Core<W> {
         Self {
             watch,
             peers: Vec::new(),
+            bells: None,
             turn: 0,
             busy,
             rounds: 0,
@@ -127,12 +132,13 @@ impl<W: Default> Core<W> {
             match self.peers[at].link.next() {
                 Next::Sample(sample) => {
                     self.stats.received += 1;
-                    self.stats.bytes += sample.len() as u64;
+                    // Saturating: a publisher may say anything.
+                    self.stats.bytes = self.stats.bytes.saturating_add(sample.len() as u64);
                     self.busy.found();
                     return Some(Ok(sample));
                 }
                 Next::Lagged(missed) => {
-                    self.stats.lagged += missed;
+                    self.stats.lagged = self.stats.lagged.saturating_add(missed);
                     // The message after the gap comes next, not another publisher's.
                     self.turn = at;
                     return Some(Err(RecvError::Lagged(missed)));

@@ -32,6 +32,25 @@ pub(super) struct Waits {
     socket: Option<Watched<Arc<Connection>>>,
     bell: Option<Watched<Arc<Bell>>>,
     process: Option<Watched<Arc<OwnedFd>>>,
+    /// Its bell, for threads.
+    heard: Option<Heard>,
+}
+
+/// A bell that is heard by the one on which threads wait.
+///
+/// They do not wait on a publisher's epoll instance itself: it may be one that is ready for ever, and `poll(2)` goes by
+/// level. By way of another instance, edge-triggered, each ring wakes them once.
+#[derive(Debug)]
+struct Heard {
+    bells: Arc<Bell>,
+    bell: Arc<Bell>,
+}
+
+impl Drop for Heard {
+    fn drop(&mut self) {
+        // Closing the descriptor is not enough while the publisher has another.
+        self.bells.no_longer_hear(self.bell.as_fd());
+    }
 }
 
 impl Core<Waits> {
@@ -111,7 +130,7 @@ impl Core<Waits> {
             if waits.socket.is_none() {
                 waits.socket = Some(Watched::register(Arc::clone(peer.link.connection()))?);
             }
-            if poll_ready(&mut waits.socket, cx)? {
+            if poll_ready(&mut waits.socket, cx)? || peer.link.is_unread() {
                 peer.link.read_socket();
                 any = true;
             }
@@ -127,7 +146,11 @@ impl Core<Waits> {
             if waits.bell.is_none()
                 && let Some(bell) = peer.link.bell()
             {
-                waits.bell = Some(Watched::register(Arc::clone(bell))?);
+                match Watched::register(Arc::clone(bell)) {
+                    Ok(bell) => waits.bell = Some(bell),
+                    Err(error) if is_theirs(&error) => peer.link.cannot_hear(error),
+                    Err(error) => return Err(error.into()),
+                }
                 any = true;
             }
             any |= poll_ready(&mut waits.bell, cx)?;
@@ -154,6 +177,10 @@ impl Core<Waits> {
                 return Poll::Ready(Ok(()));
             }
             match self.poll_events(watched, cx) {
+                Ok(true) if self.peers.iter().any(|peer| peer.link.is_unread()) => {
+                    cx.waker().wake_by_ref();
+                    return Poll::Pending;
+                }
                 Ok(true) => {}
                 Ok(false) => return Poll::Pending,
                 Err(error) => return Poll::Ready(Err(error)),
@@ -204,11 +231,8 @@ impl Core<Waits> {
                 }
                 continue;
             }
-            for peer in &self.peers {
-                if let Some(bell) = peer.link.bell() {
-                    // Before the look: what is rung for later is a new event.
-                    bell.clear();
-                }
+            if let Err(error) = self.listen() {
+                return Some(Err(error));
             }
             self.arm();
             if let Some(item) = self.next() {
@@ -220,6 +244,12 @@ impl Core<Waits> {
             }
             if self.has_something() {
                 self.disarm();
+                if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+                    return Some(Err(RecvError::TimedOut));
+                }
+                for peer in self.peers.iter_mut().filter(|peer| peer.link.is_unread()) {
+                    peer.link.read_socket();
+                }
                 std::thread::yield_now();
                 continue;
             }
@@ -235,6 +265,30 @@ impl Core<Waits> {
         }
     }
 
+    /// Has every bell heard that is not yet, and puts out what has rung: before the look, so that what is rung for later
+    /// is a new event.
+    fn listen(&mut self) -> Result<(), RecvError> {
+        for peer in &mut self.peers {
+            let Some(bell) = peer.link.bell() else { continue };
+            if peer.waits.heard.is_some() {
+                continue;
+            }
+            let bells = match &self.bells {
+                Some(bells) => bells,
+                None => self.bells.insert(Arc::new(Bell::deaf()?)),
+            };
+            match bells.also_hear(bell.as_fd()) {
+                Ok(()) => peer.waits.heard = Some(Heard { bells: Arc::clone(bells), bell: Arc::clone(bell) }),
+                Err(error) if is_theirs(&error) => peer.link.cannot_hear(error),
+                Err(error) => return Err(error.into()),
+            }
+        }
+        if let Some(bells) = &self.bells {
+            bells.clear();
+        }
+        Ok(())
+    }
+
     /// Sleeps until something happens, and handles what concerns sockets and the directory; `false` at the deadline.
     fn sleep(&mut self, deadline: Option<Instant>) -> Result<bool, RecvError> {
         let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
@@ -246,19 +300,19 @@ impl Core<Waits> {
         let mut processes = Vec::new();
         let directory;
         {
-            // The directory first, then for each link its socket, its publisher's process and its bell.
+            // The directory first, then the bells, then for each link its socket and its publisher's process.
             let mut fds = vec![readable(self.watch.as_fd())];
             let mut owners = vec![None];
+            if let Some(bells) = &self.bells {
+                fds.push(readable(bells.as_fd()));
+                owners.push(None);
+            }
             for (at, peer) in self.peers.iter().enumerate() {
                 fds.push(readable(peer.link.as_fd()));
                 owners.push(Some((at, Source::Socket)));
                 if let Some(process) = peer.link.process() {
                     fds.push(readable(process.as_fd()));
                     owners.push(Some((at, Source::Process)));
-                }
-                if let Some(bell) = peer.link.bell() {
-                    fds.push(readable(bell.as_fd()));
-                    owners.push(Some((at, Source::Bell)));
                 }
             }
             match poll(&mut fds, timeout.as_ref()) {
@@ -294,7 +348,6 @@ impl Core<Waits> {
 enum Source {
     Socket,
     Process,
-    Bell,
 }
 
 fn readable(fd: BorrowedFd<'_>) -> PollFd<'_> {
@@ -318,6 +371,13 @@ fn poll_ready<T: AsFd>(watched: &mut Option<Watched<T>>, cx: &mut Context<'_>) -
             Ok(true)
         }
     }
+}
+
+/// Whether a bell cannot be waited on because of what it is, an epoll instance nested too deep: not for want of memory.
+fn is_theirs(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    let errno = error.raw_os_error().map(Errno::from_raw_os_error);
+    matches!(errno, Some(Errno::LOOP | Errno::INVAL | Errno::PERM | Errno::EXIST))
 }
 
 fn into_io(error: DiscoveryError) -> RecvError {

@@ -70,7 +70,7 @@ impl Ringer {
 
     /// A bell of this ringer's. There may be any number; each hears every ring.
     pub(crate) fn bell(&self) -> io::Result<Bell> {
-        let bell = Bell { epoll: epoll::create(epoll::CreateFlags::CLOEXEC)? };
+        let bell = Bell::deaf()?;
         bell.also_hear(self.eventfd.as_fd())?;
         Ok(bell)
     }
@@ -127,6 +127,17 @@ impl Bell {
             )),
             Err(errno) => Err(errno.into()),
         }
+    }
+
+    /// A bell that hears nobody yet.
+    pub(crate) fn deaf() -> io::Result<Self> {
+        Ok(Self { epoll: epoll::create(epoll::CreateFlags::CLOEXEC)? })
+    }
+
+    /// Hears this descriptor no more.
+    pub(crate) fn no_longer_hear(&self, fd: BorrowedFd<'_>) {
+        // It fails only where it was not heard.
+        let _ = epoll::delete(&self.epoll, fd);
     }
 
     /// Hears this descriptor's becoming readable too, as an edge.

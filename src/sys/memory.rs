@@ -25,6 +25,7 @@ use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mlock, mmap, munmap};
 use std::ffi::c_void;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::{NonNull, null_mut};
+use std::sync::LazyLock;
 
 /// What shared memory is made of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -171,7 +172,7 @@ pub(crate) fn map_read_only(
     backing: Backing,
 ) -> Result<Mapping, MemoryError> {
     check_len(len)?;
-    let allocated = match backing {
+    let missing = match backing {
         // The seals first: once they are there, the size that is read next stays.
         Backing::Memfd => {
             check_seals(fd, SEGMENT_SEALS)?;
@@ -179,12 +180,16 @@ pub(crate) fn map_read_only(
         }
         Backing::PosixShm => check_file(fd, len, false)?,
     };
+    if missing > 0 && available_memory().is_some_and(|free| missing > free / 2) {
+        // It costs the maker nothing to announce what it has not allocated; whoever reads it is who allocates it.
+        return Err(describe_shortage(backing, len, Errno::NOMEM));
+    }
     let mapping =
         Mapping::new(fd, len, ProtFlags::READ, MapFlags::empty()).map_err(MemoryError::mapping(len))?;
     match mapping.advise(Advice::LinuxPopulateRead) {
         Ok(()) => Ok(mapping),
         // Before Linux 5.14. What has been allocated cannot fail later either, it only costs a fault at first touch.
-        Err(Errno::INVAL) if allocated => Ok(mapping),
+        Err(Errno::INVAL) if missing == 0 => Ok(mapping),
         // Here, where it is an error, rather than as SIGBUS later: a page that the maker had not allocated, and that is
         // not to be had. (EFAULT is what a SIGBUS becomes.)
         Err(errno) => {
@@ -264,11 +269,22 @@ const LARGE: usize = 64 << 20;
 /// A memfd has no size limit of its own: the kernel would go on allocating until the OOM killer finds a victim.
 fn available_memory() -> Option<u64> {
     let meminfo = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let bytes = |field: &str| {
-        let line = meminfo.lines().find_map(|line| line.strip_prefix(field))?;
-        line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
-    };
-    bytes("MemAvailable:")?.checked_add(bytes("SwapFree:")?)
+    meminfo_bytes(&meminfo, "MemAvailable:")?.checked_add(meminfo_bytes(&meminfo, "SwapFree:")?)
+}
+
+/// Bytes that the host has, swap included; no limit where it does not say.
+pub(crate) fn host_memory() -> u64 {
+    static BYTES: LazyLock<u64> = LazyLock::new(|| {
+        let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+        let ram = meminfo_bytes(&meminfo, "MemTotal:").unwrap_or(u64::MAX);
+        ram.saturating_add(meminfo_bytes(&meminfo, "SwapTotal:").unwrap_or(0))
+    });
+    *BYTES
+}
+
+fn meminfo_bytes(meminfo: &str, field: &str) -> Option<u64> {
+    let line = meminfo.lines().find_map(|line| line.strip_prefix(field))?;
+    line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
 }
 
 /// Nothing beyond what a pointer's offset can express, and not nothing.
@@ -290,8 +306,8 @@ fn seal_names(seals: SealFlags) -> String {
     seals.iter_names().map(|(name, _)| name).collect::<Vec<_>>().join(", ")
 }
 
-/// Checks type and size; says whether every page is allocated.
-fn check_file(fd: BorrowedFd<'_>, len: usize, exactly: bool) -> Result<bool, MemoryError> {
+/// Checks type and size; says how many bytes have not been allocated.
+fn check_file(fd: BorrowedFd<'_>, len: usize, exactly: bool) -> Result<u64, MemoryError> {
     let stat = fstat(fd).map_err(MemoryError::os("looking at shared memory"))?;
     if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
         return Err(MemoryError::NotSharedMemory);
@@ -301,5 +317,5 @@ fn check_file(fd: BorrowedFd<'_>, len: usize, exactly: bool) -> Result<bool, Mem
     if found < expected || (exactly && found != expected) {
         return Err(MemoryError::WrongSize { expected, found });
     }
-    Ok(u64::try_from(stat.st_blocks).unwrap_or(0).saturating_mul(512) >= found)
+    Ok(expected.saturating_sub(u64::try_from(stat.st_blocks).unwrap_or(0).saturating_mul(512)))
 }

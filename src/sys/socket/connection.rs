@@ -35,7 +35,7 @@ pub(crate) enum Received {
     Eof,
     /// One packet.
     Packet {
-        /// How many bytes of the buffer it filled.
+        /// How long it was; more than the buffer holds if it was truncated there.
         len: usize,
         /// What it carried; at most [`MAX_FDS`], the rest has been closed.
         fds: Vec<OwnedFd>,
@@ -104,7 +104,8 @@ impl Connection {
         let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(MAX_FDS))];
         let (message, fds, too_many) = loop {
             let mut control = RecvAncillaryBuffer::new(&mut space);
-            let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
+            // TRUNC has the kernel say how long the packet was, rather than how much of it there was room for.
+            let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC | RecvFlags::TRUNC;
             match recvmsg(&self.fd, &mut [IoSliceMut::new(buf)], &mut control, flags) {
                 Ok(message) => {
                     let (fds, too_many) = take_fds(&mut control);
@@ -125,7 +126,7 @@ impl Connection {
             return Err(Errno::MFILE.into());
         }
         let truncated = control_truncated || too_many || message.flags.contains(ReturnFlags::TRUNC);
-        Ok(Received::Packet { len: message.bytes.min(buf.len()), fds, truncated })
+        Ok(Received::Packet { len: message.bytes, fds, truncated })
     }
 
     /// Who connected (seen from the side that accepted), or who listened (seen from the side that connected).

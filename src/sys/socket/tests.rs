@@ -72,12 +72,12 @@ fn packets_sent_before_the_end_arrive_even_if_the_peer_left_some_unread() {
 }
 
 #[test]
-fn packet_longer_than_the_buffer_is_reported_truncated() {
+fn packet_longer_than_the_buffer_is_reported_truncated_with_its_length() {
     let (ours, theirs) = Place::new().pair();
     ours.send(&[7; 65], &[]).unwrap();
     let mut buf = [0; 64];
     let (len, fds, truncated) = packet(&theirs, &mut buf);
-    assert_eq!((len, fds.len(), truncated), (64, 0, true));
+    assert_eq!((len, fds.len(), truncated), (65, 0, true));
 }
 
 #[test]
