@@ -1,11 +1,11 @@
 //! The publisher's half of a link: tickets, announced segments, what to do when the subscriber is full.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
-use super::{Kind, LinkPage};
+use super::{Kind, LinkPage, SEGMENTS_MAX};
 use crate::OnFull;
 use crate::pool::core::{PoolCore, Slot};
 use crate::proto::Misbehaved;
@@ -82,6 +82,9 @@ pub(crate) struct LinkTx {
     announced: HashMap<u64, Weak<Segment>>,
     /// The one announced or used last: most messages need no look into the map.
     last_segment: u64,
+    /// The last announcement met with too many descriptors under way in all sockets of this user: nobody rings when there
+    /// are fewer.
+    pub(crate) crowded: bool,
     /// The lowest message number not yet offered.
     next_seq: u64,
     /// The subscriber takes nothing more, but may still hold some.
@@ -120,6 +123,7 @@ impl LinkTx {
             on_full,
             announced: HashMap::new(),
             last_segment: 0,
+            crowded: false,
             next_seq: 0,
             leaving: false,
             blocked_since: None,
@@ -347,17 +351,23 @@ impl LinkTx {
         Ok(Offer::Done)
     }
 
-    /// Sends a segment's descriptor before the first message that lies in it; `false` if the socket is full.
+    /// Sends a segment's descriptor before the first message that lies in it; `false` if the socket is full, or the
+    /// system has too many descriptors under way.
     #[cold]
     fn announce(&mut self, segment: &Arc<Segment>) -> Result<bool, LinkError> {
         if !self.announced.contains_key(&segment.id()) {
             self.try_retire()?;
+            if self.announced.len() >= SEGMENTS_MAX && !self.forget_unused()? {
+                return Ok(false);
+            }
             let backing = match segment.backing() {
                 Backing::PosixShm => BackingWire::Posix,
                 Backing::Memfd => BackingWire::Memfd,
             };
             let frame = Frame::Segment(wire::Segment { id: segment.id(), len: segment.len(), backing });
-            if !send(&self.connection, &frame, &[segment.as_fd()])? {
+            let sent = send(&self.connection, &frame, &[segment.as_fd()]);
+            self.crowded = sent.as_ref().is_err_and(is_crowded);
+            if self.crowded || !sent? {
                 return Ok(false);
             }
             self.announced.insert(segment.id(), Arc::downgrade(segment));
@@ -365,6 +375,29 @@ impl LinkTx {
         self.last_segment = segment.id();
         Ok(true)
     }
+}
+
+impl LinkTx {
+    /// Retires segments that the subscriber has nothing of, to be announced again when they are used again; `false` if
+    /// it has some of all.
+    fn forget_unused(&mut self) -> Result<bool, LinkError> {
+        let used: HashSet<u64> = self.tickets.values().map(|slot| slot.segment().id()).collect();
+        let unused: Vec<u64> = self.announced.keys().filter(|id| !used.contains(id)).copied().collect();
+        for id in unused {
+            if !send(&self.connection, &Frame::Retire { id }, &[])? {
+                break;
+            }
+            self.announced.remove(&id);
+        }
+        self.last_segment = 0;
+        self.ringer.ring();
+        Ok(self.announced.len() < SEGMENTS_MAX)
+    }
+}
+
+/// Whether descriptors cannot be sent because of those that wait in sockets, whoever sent them.
+fn is_crowded(error: &std::io::Error) -> bool {
+    error.raw_os_error() == Some(rustix::io::Errno::TOOMANYREFS.raw_os_error())
 }
 
 impl LinkSeed {
@@ -389,8 +422,15 @@ impl LinkSeed {
             next_seq: first,
         });
         let fds = [self.page_fd.as_fd(), self.bell_fd.as_fd(), self.credit_fd.as_fd()];
-        if !send(&link.connection, &frame, &fds)? {
-            return Err(std::io::Error::from(std::io::ErrorKind::WouldBlock).into());
+        let welcomed = match send(&link.connection, &frame, &fds) {
+            Ok(false) => Err(std::io::ErrorKind::WouldBlock.into()),
+            sent => sent,
+        };
+        if let Err(error) = welcomed {
+            // It must not wait for a welcome that never comes.
+            let _ = send(&link.connection, &Frame::Refused(RefusedReason::OutOfResources), &[]);
+            link.connection.shutdown();
+            return Err(error.into());
         }
         for message in history.iter().skip(skip) {
             if link.try_offer(message, pool)? != Offer::Done {

@@ -5,7 +5,8 @@
 
 /// The tickets of one link, each free or standing for a `T`.
 ///
-/// Allocates in [`new`](Self::new) only; every operation is O(1), but [`drain`](Self::drain).
+/// Allocates in [`new`](Self::new) only; every operation is O(1), but [`values`](Self::values) and
+/// [`drain`](Self::drain).
 #[derive(Debug)]
 pub(crate) struct Tickets<T> {
     /// By ticket.
@@ -76,6 +77,11 @@ impl<T> Tickets<T> {
     #[inline]
     pub(crate) fn free(&self) -> u32 {
         self.free.len() as u32
+    }
+
+    /// What the tickets that are out stand for. O(depth).
+    pub(crate) fn values(&self) -> impl Iterator<Item = &T> {
+        self.issued.iter().flatten().map(|issued| &issued.value)
     }
 
     /// Takes back all tickets, as when the subscriber has died. What the iterator has not come to stays given out.

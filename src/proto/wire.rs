@@ -33,9 +33,10 @@ pub(crate) enum Frame {
     Refused(RefusedReason),
     /// Publisher: descriptors may name this segment from here on. With the memory object.
     Segment(Segment),
-    /// Publisher: no descriptor will name this segment again; unmap it when its last sample is gone.
+    /// Publisher: no descriptor will name this segment, unless it is announced anew; unmap it when its last sample is
+    /// gone.
     Retire {
-        /// The segment's id, which is never used again.
+        /// The segment's id, which no other segment ever has.
         id: u64,
     },
     /// Subscriber: its handle is gone, queue nothing more; but it still holds samples.

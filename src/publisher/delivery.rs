@@ -74,6 +74,12 @@ impl Delivery {
         self.head.is_some()
     }
 
+    /// Whether the head may be stuck on something that no subscriber rings for.
+    pub(crate) fn is_crowded(&self) -> bool {
+        let Some(head) = &self.head else { return false };
+        self.links.iter().any(|link| link.crowded && link.is_behind(head.seq))
+    }
+
     /// Whether a subscriber has something that it can release.
     pub(crate) fn has_tickets_out(&self) -> bool {
         self.links.iter().any(LinkTx::has_tickets_out)

@@ -1,22 +1,43 @@
 //! Subscribers coming and going: accepting, the handshake, and a task a link that watches its socket and doorbell.
 
+use std::collections::HashMap;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::Mutex;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::Pid;
 use tokio::sync::oneshot::{self, error::TryRecvError};
 
 use super::shared::{Control, Shared};
 use crate::OnFull;
-use crate::link::{Kind, LinkError, LinkTx, identify};
+use crate::link::{Kind, LinkError, LinkTx, identify, truncated};
 use crate::proto::layout::Geometry;
 use crate::proto::wire::{self, Frame, Hello, RefusedReason};
 use crate::reactor::Watched;
 use crate::sys::bell::Bell;
+use crate::sys::clock::monotonic_ns;
 use crate::sys::process::Process;
 use crate::sys::socket::{Connection, Listener, Received};
+
+/// Connections that may be silent at a time. Each costs two descriptors and a task, and is looked at when a publisher
+/// that was quiet is about to send.
+///
+/// When there is one more, the oldest is turned away of the process that has the most. A subscriber greets right after it
+/// has connected, so an honest process rarely has one that is silent, and that one is safe from any other process that
+/// has two. (Turning away the oldest of all would let whoever connects fast enough lock out the others; turning away the
+/// newest, whoever came first.) What a user's own processes can do to each other with fewer than two each, they can do by
+/// `kill` as well.
+pub(crate) const SILENT_MAX: usize = 128;
+
+/// Connections accepted in one go, before those who are connected have their turn: somebody may connect as fast as he is
+/// accepted.
+pub(crate) const ACCEPT_MAX: usize = 128;
+
+/// When to try again after the system had no descriptor for a connection: they come free without a word.
+const ACCEPT_RETRY_NS: u64 = 50_000_000;
 
 /// Takes connections from the listening socket.
 pub(crate) struct Acceptor {
@@ -24,12 +45,19 @@ pub(crate) struct Acceptor {
     next_id: AtomicU64,
     /// Accepted between the subscriber's connecting and its greeting. Whoever looks for new subscribers looks at these
     /// too: one whose `connect` has returned must not be passed over because somebody was quick to accept it.
+    /// Oldest first.
     silent: Mutex<Vec<Silent>>,
+    /// There may be more in line, of which the socket's readiness does not tell.
+    more: AtomicBool,
+    /// When to accept again, in clock nanoseconds, because it failed; 0 where it did not.
+    retry_at: AtomicU64,
 }
 
 /// A connection that has not said anything yet.
 struct Silent {
     connection: Arc<Connection>,
+    /// Whose it is; `None` for all those outside our pid namespace.
+    process: Option<Pid>,
     /// Tells the task that serves it what came of its greeting. It must be told: whoever reads the greeting takes it off
     /// the socket, and the reactor then reports nothing, not even what it was woken for.
     task: oneshot::Sender<Result<Greeted, LinkError>>,
@@ -53,7 +81,13 @@ enum Greeting {
 
 impl Acceptor {
     pub(crate) fn new(listener: Arc<Listener>) -> Self {
-        Self { listener, next_id: AtomicU64::new(0), silent: Mutex::default() }
+        Self {
+            listener,
+            next_id: AtomicU64::new(0),
+            silent: Mutex::default(),
+            more: AtomicBool::new(false),
+            retry_at: AtomicU64::new(0),
+        }
     }
 
     /// Accepts whoever has connected, and welcomes those whose greeting is there already with the next run of
@@ -61,17 +95,56 @@ impl Acceptor {
     pub(crate) fn accept_pending(&self, shared: &Shared) {
         // Held throughout: a connection is never in the hands of one who looks while another finds nothing.
         let mut silent = self.silent.lock();
-        retry(shared, &mut silent);
-        loop {
-            let connection = match self.listener.accept() {
+        greet_silent(shared, &mut silent);
+        self.accept(shared, &mut silent);
+    }
+
+    /// Accepts whoever has connected; who was accepted before is left to his task. For the tx task.
+    pub(crate) fn accept_new(&self, shared: &Shared) {
+        self.accept(shared, &mut self.silent.lock());
+    }
+
+    /// Whether more have connected than were accepted in one go.
+    pub(crate) fn has_more(&self) -> bool {
+        self.more.load(Ordering::Acquire)
+    }
+
+    /// When the tx task has to accept again after a failure, in clock nanoseconds.
+    pub(crate) fn retry_at(&self) -> Option<u64> {
+        Some(self.retry_at.load(Ordering::Acquire)).filter(|at| *at != 0)
+    }
+
+    /// Has the tx task accept again at once, if it failed.
+    pub(crate) fn descriptors_came_free(&self) {
+        // Relaxed: at worst it takes as long as without this.
+        let _ = self.retry_at.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |at| (at != 0).then_some(1));
+    }
+
+    fn accept(&self, shared: &Shared, silent: &mut Vec<Silent>) {
+        for _ in 0..ACCEPT_MAX {
+            let accepted = self.listener.accept();
+            let retry_at = if accepted.is_err() { monotonic_ns() + ACCEPT_RETRY_NS } else { 0 };
+            let failing = self.retry_at.swap(retry_at, Ordering::AcqRel) != 0;
+            let connection = match accepted {
                 Ok(Some(connection)) => Arc::new(connection),
-                Ok(None) => return,
+                Ok(None) => {
+                    self.more.swap(false, Ordering::AcqRel);
+                    return;
+                }
                 Err(error) => {
-                    tracing::warn!(%error, "cannot accept a subscriber; raise RLIMIT_NOFILE if it is too low");
+                    self.more.swap(false, Ordering::AcqRel);
+                    if !failing {
+                        tracing::warn!(
+                            %error,
+                            "cannot accept a subscriber; raise RLIMIT_NOFILE if it is too low"
+                        );
+                        // It sets its timer.
+                        shared.notify();
+                    }
                     return;
                 }
             };
-            match admit(shared, connection, &mut silent) {
+            match admit(shared, connection, silent) {
                 Ok(new) => {
                     let mut new_links = shared.new_links.lock();
                     if shared.has_ended() {
@@ -86,6 +159,18 @@ impl Acceptor {
                 Err(error) => tracing::debug!(%error, "refused a connection"),
             }
         }
+        self.more.swap(true, Ordering::AcqRel);
+        shared.notify();
+    }
+
+    /// Reads the greeting of one that was silent, if it is there.
+    fn greet(&self, shared: &Shared, connection: &Arc<Connection>) {
+        let mut silent = self.silent.lock();
+        if let Some(at) = silent.iter().position(|one| Arc::ptr_eq(&one.connection, connection))
+            && let Some(greeted) = greet(shared, connection).transpose()
+        {
+            silent.remove(at).tell(shared, greeted);
+        }
     }
 
     /// Accepts nobody any more; who is still in line is turned away, and sees the end.
@@ -94,6 +179,15 @@ impl Acceptor {
         self.listener.shutdown();
         while let Ok(Some(connection)) = self.listener.accept() {
             drop(connection);
+        }
+    }
+}
+
+impl Silent {
+    fn tell(self, shared: &Shared, greeted: Result<Greeted, LinkError>) {
+        // The task may end just now: then nobody would watch the link.
+        if let Err(Ok((id, _))) = self.task.send(greeted) {
+            shared.leave_word(Control::Part(id));
         }
     }
 }
@@ -135,7 +229,7 @@ async fn watch(shared: &Shared, new: NewLink, id: &mut Option<u64>) -> Result<()
                     greeted = &mut greeted => break greeted.ok(),
                     ready = socket.readable() => {
                         let mut ready = ready?;
-                        retry(shared, &mut shared.acceptor.silent.lock());
+                        shared.acceptor.greet(shared, &connection);
                         match greeted.try_recv() {
                             // It is still silent, so there was nothing to read.
                             Err(TryRecvError::Empty) => ready.clear_ready(),
@@ -148,19 +242,23 @@ async fn watch(shared: &Shared, new: NewLink, id: &mut Option<u64>) -> Result<()
             shared.pump();
             match greeted {
                 Some(greeted) => greeted?,
-                // The publisher has ended.
+                // The publisher has ended, or had too many who were silent.
                 None => return Ok(()),
             }
         }
     };
     *id = Some(link);
     let bell = Watched::register(bell)?;
+    let mut left = false;
     loop {
         tokio::select! {
             ready = socket.readable() => {
                 let mut ready = ready?;
                 match read(&connection)? {
-                    Read::Frame(Frame::Leave) => shared.tell(Control::Leave(link)),
+                    Read::Frame(Frame::Leave) if !left => {
+                        left = true;
+                        shared.tell(Control::Leave(link));
+                    }
                     Read::Frame(frame) => return Err(Kind::OutOfTurn(frame.name()).into()),
                     Read::Nothing => ready.clear_ready(),
                     Read::Eof => return Ok(()),
@@ -205,20 +303,41 @@ fn read(connection: &Connection) -> Result<Read, LinkError> {
     }
 }
 
-/// Welcomes those whose greeting has come since they were accepted, with the next run of delivery.
-fn retry(shared: &Shared, silent: &mut Vec<Silent>) {
-    let mut at = 0;
-    while let Some(Silent { connection, task }) = silent.get(at) {
-        if task.is_closed() {
-            silent.swap_remove(at);
-        } else if let Some(greeted) = greet(shared, connection).transpose() {
-            // The task may end just now: then nobody would watch the link.
-            if let Err(Ok((id, _))) = silent.swap_remove(at).task.send(greeted) {
-                shared.leave_word(Control::Part(id));
-            }
-        } else {
-            at += 1;
+/// Welcomes those whose greeting has come since they were accepted, with the next run of delivery. One system call where
+/// there are none.
+fn greet_silent(shared: &Shared, silent: &mut Vec<Silent>) {
+    silent.retain(|one| !one.task.is_closed());
+    if silent.is_empty() {
+        return;
+    }
+    let mut fds: Vec<_> = silent.iter().map(|one| PollFd::new(&one.connection, PollFlags::IN)).collect();
+    if !matches!(poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })), Ok(1..)) {
+        return;
+    }
+    let ready: Vec<_> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
+    for (one, ready) in std::mem::take(silent).into_iter().zip(ready) {
+        match if ready { greet(shared, &one.connection).transpose() } else { None } {
+            Some(greeted) => one.tell(shared, greeted),
+            None => silent.push(one),
         }
+    }
+}
+
+/// Makes room among those who are silent.
+fn turn_one_away(silent: &mut Vec<Silent>) {
+    silent.retain(|one| !one.task.is_closed());
+    if silent.len() < SILENT_MAX {
+        return;
+    }
+    let mut counts = HashMap::new();
+    for one in silent.iter() {
+        *counts.entry(one.process).or_insert(0) += 1;
+    }
+    let most = counts.values().copied().max();
+    if let Some(at) = silent.iter().position(|one| counts.get(&one.process).copied() == most) {
+        let one = silent.remove(at);
+        tracing::debug!(process = ?one.process, "turning away a connection that says nothing: there are too many");
+        one.connection.shutdown();
     }
 }
 
@@ -237,7 +356,9 @@ fn admit(
         Some(greeted) => Greeting::Done(greeted),
         None => {
             let (task, greeted) = oneshot::channel();
-            silent.push(Silent { connection: Arc::clone(&connection), task });
+            let process = connection.peer_credentials()?.pid;
+            turn_one_away(silent);
+            silent.push(Silent { connection: Arc::clone(&connection), process, task });
             Greeting::Awaited(greeted)
         }
     };
@@ -258,7 +379,8 @@ fn refuse(connection: &Connection, error: LinkError) -> LinkError {
 /// Reads the subscriber's greeting, if it is there, and has its link welcomed by the next run of delivery.
 fn greet(shared: &Shared, connection: &Arc<Connection>) -> Result<Option<Greeted>, LinkError> {
     let mut bytes = [0; wire::FRAME_MAX + 1];
-    let Some((len, fds)) = receive(connection, &mut bytes)? else { return Ok(None) };
+    let received = receive(connection, &mut bytes).map_err(|error| refuse(connection, error))?;
+    let Some((len, fds)) = received else { return Ok(None) };
     if len == 0 {
         return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
     }
@@ -300,9 +422,7 @@ fn receive(connection: &Connection, bytes: &mut [u8]) -> Result<Option<(usize, V
     match connection.recv(bytes) {
         Ok(Received::WouldBlock) => Ok(None),
         Ok(Received::Eof) => Ok(Some((0, Vec::new()))),
-        Ok(Received::Packet { fds, truncated: true, .. }) => {
-            Err(Kind::Descriptors { expected: 0, actual: fds.len() + 1 }.into())
-        }
+        Ok(Received::Packet { len, fds, truncated: true }) => Err(truncated(bytes, len, fds.len()).into()),
         Ok(Received::Packet { len, fds, .. }) => Ok(Some((len, fds.into_iter().collect()))),
         Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Ok(Some((0, Vec::new()))),
         Err(error) => Err(error.into()),

@@ -5,7 +5,7 @@
 mod builder;
 mod delivery;
 mod error;
-mod links;
+pub(crate) mod links;
 pub(crate) mod shared;
 mod sink;
 mod stats;

@@ -36,6 +36,8 @@ const QUIET_NS: u64 = 100_000;
 const ACCEPT_EVERY_NS: u64 = 5_000_000;
 /// When to look again for stuck subscribers if somebody was delivering.
 const EVICT_RETRY_NS: u64 = 1_000_000;
+/// When to try again what met with too many descriptors under way in sockets.
+const CROWDED_RETRY_NS: u64 = 5_000_000;
 /// How often a sender that must not wait looks again for what another thread is just collecting.
 const COLLECT_SPINS: usize = 64;
 
@@ -106,6 +108,8 @@ pub(crate) struct Shared {
     /// Nothing is delivered any more: after an orderly end, or because the tx task died.
     ended: AtomicUsize,
     gone: AtomicBool,
+    /// When to try the head again though nobody rings for it, in clock nanoseconds; 0 for never.
+    retry_at: AtomicU64,
     published: AtomicU64,
     /// Shared with the links, which count.
     pub(crate) dropped: Arc<AtomicU64>,
@@ -145,6 +149,7 @@ impl Shared {
             fed: Mutex::default(),
             ended: AtomicUsize::new(RUNNING),
             gone: AtomicBool::new(false),
+            retry_at: AtomicU64::new(0),
             published: AtomicU64::new(0),
             dropped: Arc::default(),
             copied_bytes: AtomicU64::new(0),
@@ -357,6 +362,26 @@ impl Shared {
         due
     }
 
+    /// Does what was put off and is due, for the tx task.
+    pub(crate) fn try_again(&self) {
+        let now = monotonic_ns();
+        if self.acceptor.has_more() || self.acceptor.retry_at().is_some_and(|at| at <= now) {
+            self.acceptor.accept_new(self);
+        }
+        let at = self.retry_at.load(Ordering::Acquire);
+        if at != 0 && at <= now {
+            self.retry_at.swap(0, Ordering::AcqRel);
+            self.pump();
+        }
+    }
+
+    /// In how many nanoseconds there is something to [`try_again`](Self::try_again).
+    pub(crate) fn retry_in(&self) -> Option<u64> {
+        let head = Some(self.retry_at.load(Ordering::Acquire)).filter(|at| *at != 0);
+        let at = head.into_iter().chain(self.acceptor.retry_at()).min()?;
+        Some(at.saturating_sub(monotonic_ns()))
+    }
+
     #[inline]
     fn enter(&self) -> Option<Inside<'_, Delivery>> {
         let inside = self.delivery.enter();
@@ -426,6 +451,11 @@ impl Shared {
                     let begun = delivery.arm_stuck(monotonic_ns());
                     if !delivery.retry_head(pool) {
                         if begun && self.config.evict_after.is_some() {
+                            self.notify();
+                        }
+                        if delivery.is_crowded()
+                            && self.retry_at.swap(monotonic_ns() + CROWDED_RETRY_NS, Ordering::AcqRel) == 0
+                        {
                             self.notify();
                         }
                         break;

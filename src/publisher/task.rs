@@ -24,7 +24,8 @@ pub(crate) struct TxTask {
     waiter: Waiter,
     listener: Watched<Arc<Listener>>,
     directory: TopicDir,
-    timer: Option<Watched<Timer>>,
+    /// Made in good time: what it is for is, among others, that no descriptor is to be had.
+    timer: Watched<Timer>,
 }
 
 impl TxTask {
@@ -37,8 +38,7 @@ impl TxTask {
         listener: Arc<Listener>,
         directory: TopicDir,
     ) -> std::io::Result<Self> {
-        let timer = shared.config.evict_after.map(|_| Timer::new()).transpose()?;
-        let timer = timer.map(Watched::register).transpose()?;
+        let timer = Watched::register(Timer::new()?)?;
         Ok(Self { listener: Watched::register(listener)?, shared, waiter, directory, timer })
     }
 
@@ -49,7 +49,9 @@ impl TxTask {
             for new in std::mem::take(&mut *shared.new_links.lock()) {
                 links.spawn(links::serve(Arc::clone(&shared), new));
             }
-            while links.try_join_next().is_some() {}
+            while links.try_join_next().is_some() {
+                shared.acceptor.descriptors_came_free();
+            }
             if shared.has_ended() {
                 return;
             }
@@ -60,20 +62,25 @@ impl TxTask {
                     return;
                 }
             }
+            shared.try_again();
+            if shared.acceptor.has_more() {
+                // Whoever is connected goes before those who connect as fast as they are accepted.
+                tokio::task::yield_now().await;
+            }
             self.set_timer();
             tokio::select! {
                 _ = self.waiter.wait_async() => {}
                 ready = self.listener.readable() => match ready {
                     Ok(mut ready) => {
                         ready.clear_ready();
-                        shared.acceptor.accept_pending(&shared);
+                        shared.acceptor.accept_new(&shared);
                     }
                     Err(error) => {
                         tracing::error!(%error, "the runtime's I/O is gone");
                         return;
                     }
                 },
-                Some(_) = links.join_next() => {}
+                Some(_) = links.join_next() => shared.acceptor.descriptors_came_free(),
                 Some(segment) = self.feed() => shared.feed(segment),
                 () = self.time_out() => {}
             }
@@ -104,20 +111,16 @@ impl TxTask {
     }
 
     fn set_timer(&self) {
-        if let Some(timer) = &self.timer
-            && let Some(due) = self.shared.evict()
-        {
-            timer.get().set(due.max(1));
+        let due = self.shared.evict().into_iter().chain(self.shared.retry_in()).min();
+        if let Some(due) = due {
+            self.timer.get().set(due.max(1));
         }
     }
 
     async fn time_out(&self) {
-        match &self.timer {
-            Some(timer) => match timer.readable().await {
-                Ok(mut ready) => ready.clear_ready(),
-                Err(_) => pending().await,
-            },
-            None => pending().await,
+        match self.timer.readable().await {
+            Ok(mut ready) => ready.clear_ready(),
+            Err(_) => pending().await,
         }
     }
 }
