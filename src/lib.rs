@@ -51,6 +51,8 @@ mod access;
 mod blocking;
 #[cfg(not(tokio_shm_loom))]
 mod buffer;
+#[cfg(all(test, not(tokio_shm_loom)))]
+mod hostile;
 #[cfg(not(tokio_shm_loom))]
 mod link;
 #[cfg(not(tokio_shm_loom))]

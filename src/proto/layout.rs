@@ -53,7 +53,7 @@ impl Geometry {
     }
 
     /// Entries of the ring: a power of two, and never fewer than tickets.
-    #[cfg(test)]
+    #[cfg(any(test, fuzzing))]
     #[inline]
     pub(crate) const fn capacity(self) -> u32 {
         self.capacity
@@ -244,7 +244,7 @@ impl<'a> Page<'a> {
 }
 
 /// A page on the heap, for tests and for loom, whose atomics cannot lie in mapped memory.
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
 pub(crate) struct HeapPage {
     control: Control,
     entries: Box<[Entry]>,
@@ -252,7 +252,7 @@ pub(crate) struct HeapPage {
     geometry: Geometry,
 }
 
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
 impl HeapPage {
     /// A page of zeros, not prepared yet.
     pub(crate) fn new(depth: u32) -> Self {
@@ -285,16 +285,27 @@ impl HeapPage {
         }
     }
 
-    /// How many words [`scribble`](Self::scribble) can reach.
     #[cfg(not(tokio_shm_loom))]
     pub(crate) fn words(&self) -> usize {
+        self.page().words()
+    }
+
+    #[cfg(not(tokio_shm_loom))]
+    pub(crate) fn scribble(&self, at: usize, value: u64) {
+        self.page().scribble(at, value);
+    }
+}
+
+#[cfg(all(any(test, fuzzing), not(tokio_shm_loom)))]
+impl Page<'_> {
+    /// How many words [`scribble`](Self::scribble) can reach.
+    pub(crate) fn words(self) -> usize {
         8 + self.entries.len() * 4 + self.released.len()
     }
 
     /// What a hostile peer does: stores `value` in the `at`-th word, whatever that word is.
-    #[cfg(not(tokio_shm_loom))]
-    pub(crate) fn scribble(&self, at: usize, value: u64) {
-        let control = &self.control;
+    pub(crate) fn scribble(self, at: usize, value: u64) {
+        let control = self.control;
         let narrow = value as u32;
         match at {
             0 => control.magic.store(value, Ordering::Relaxed),

@@ -1,0 +1,245 @@
+//! What hostile subscribers do again and again, or never: floods, silence, scribbling. A publisher's other subscribers go
+//! on, and where there is nothing to do, nothing is done.
+
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+use rustix::process::Resource;
+
+use super::publisher::Attacked;
+use super::subscriber::DEPTH;
+use super::*;
+use crate::proto::wire::RefusedReason;
+use crate::publisher::links::SILENT_MAX;
+use crate::sys::testing::{drop_capabilities, is_alone, open_descriptors, run_alone, set_limit};
+use crate::{ShmPoolConfig, TryRecvError};
+
+#[test]
+fn hostile_subscribers_by_the_thousand_that_say_nothing_are_few_at_a_time_and_cost_nothing() {
+    run_alone("hostile::publisher_endurance::child_silent");
+}
+
+#[test]
+#[ignore = "the child half of hostile_subscribers_by_the_thousand_…"]
+fn child_silent() {
+    if !is_alone() {
+        return;
+    }
+    set_limit(Resource::Nofile, 4096);
+    let mut this = Attacked::new();
+    this.exchange();
+    // What it makes at its first sleep.
+    assert!(this.bystander.blocking_recv_timeout(Duration::from_millis(1)).is_err());
+    let before = open_descriptors();
+    let mut silent = Vec::new();
+    for _ in 0..1_000 {
+        silent.push(Guest::connect(&this.place, &this.publisher));
+        this.exchange();
+    }
+    // With the publisher in this process, both ends are counted.
+    let settled = || open_descriptors() <= before + silent.len() + SILENT_MAX;
+    wait_until("most are turned away", settled);
+    assert!(open_descriptors() >= before + silent.len() + SILENT_MAX, "more than need be");
+    let mut honest = this.place.subscriber().connect().unwrap();
+    this.exchange();
+    assert_eq!(honest.blocking_recv_timeout(LIMIT).unwrap().seq(), 1_001);
+    assert_idle("a publisher with silent connections", std::thread::sleep);
+    // The first came too early, and the last is still free to speak.
+    assert!(silent[0].hear().is_none());
+    let last = silent.pop().unwrap();
+    assert!(last.say(hello(1, OnFullWire::DropNewest), &[]));
+    assert!(matches!(last.hear(), Some((Frame::Welcome(_), _))));
+    drop((silent, last, honest));
+    wait_until("all are gone", || open_descriptors() <= before);
+    this.exchange();
+    this.finish();
+}
+
+#[test]
+fn hostile_subscribers_that_connect_and_go_without_end_hold_up_nobody() {
+    run_alone("hostile::publisher_endurance::child_flood");
+}
+
+#[test]
+#[ignore = "the child half of hostile_subscribers_that_connect_and_…"]
+fn child_flood() {
+    if !is_alone() {
+        return;
+    }
+    set_limit(Resource::Nofile, 8192);
+    let mut this = Attacked::new();
+    let (path, id) = (this.place.0.path().to_owned(), this.publisher.id());
+    let runtime = RuntimeDir::resolve(Some(&path), crate::access::Access::default()).unwrap();
+    let topic = TopicDir::open(&runtime, &TopicName::new("t").unwrap()).unwrap();
+    let flood = Again::and_again(move |turn| {
+        // Fails where too many are in line.
+        if let Ok(connection) = topic.connect(id)
+            && turn.is_multiple_of(2)
+        {
+            Wire(connection).say(hello(64, OnFullWire::Wait), &[]);
+        }
+    });
+    let turns = flood.times();
+    this.exchange_some(500);
+    wait_until("the flood goes on", || flood.times() > turns + 500);
+    drop(flood);
+    wait_until("they are gone", || this.publisher.subscriber_count() == 1);
+    this.exchange();
+    this.finish();
+}
+
+#[test]
+fn hostile_subscriber_that_never_reads_loses_its_own_messages_only() {
+    run_alone("hostile::publisher_endurance::child_never_reads");
+}
+
+#[test]
+#[ignore = "the child half of hostile_subscriber_that_never_reads_…"]
+fn child_never_reads() {
+    if !is_alone() {
+        return;
+    }
+    set_limit(Resource::Nofile, 8192);
+    let pool = ShmPoolConfig::new().pooling(false);
+    let mut this = Attacked::with(|builder| builder.pool(pool));
+    let deep = Guest::of(&this.place, &this.publisher, 5_000, OnFullWire::DropNewest);
+    // Each message is announced, until its socket is full.
+    this.exchange_some(2_000);
+    assert!(this.publisher.stats().dropped > 0);
+    drop(deep);
+    this.exchange();
+    this.finish();
+}
+
+#[test]
+fn hostile_subscriber_that_never_takes_is_evicted_and_the_others_go_on() {
+    let mut this = Attacked::with(|builder| builder.evict_after(Duration::from_millis(20)));
+    let guest = Guest::of(&this.place, &this.publisher, 1, OnFullWire::Wait);
+    this.exchange_some(100);
+    let mut last = guest.wire.hear_out();
+    assert_eq!(last.take(), Some(Frame::Refused(RefusedReason::Stuck)));
+    this.finish();
+}
+
+#[test]
+fn hostile_subscriber_that_fills_drains_and_rings_what_it_was_given_hinders_nobody() {
+    let mut this = Attacked::new();
+    let guest = Guest::of(&this.place, &this.publisher, DEPTH, OnFullWire::DropOldest);
+    // The flag belongs to the open file, and so to the publisher's end as well, if it had one.
+    rustix::fs::fcntl_setfl(&guest.credit, rustix::fs::OFlags::empty()).unwrap();
+    rustix::io::write(&guest.credit, &(u64::MAX - 2).to_ne_bytes()).unwrap();
+    this.exchange_some(100);
+    // Or else it is only the one who rings that blocks.
+    rustix::fs::fcntl_setfl(&guest.credit, rustix::fs::OFlags::NONBLOCK).unwrap();
+    let rings = Again::and_again(move |turn| {
+        if turn.is_multiple_of(64) {
+            rustix::io::read(&guest.credit, &mut [0; 8]).unwrap();
+        }
+        guest.credit.ring();
+        guest.view().scribble(6, 1);
+        guest.view().scribble(7, u64::MAX);
+    });
+    this.exchange_some(500);
+    wait_until("it goes on", || rings.times() > 500);
+    drop(rings);
+    this.exchange();
+    this.finish();
+}
+
+#[test]
+fn hostile_subscribers_that_scribble_harm_only_their_links() {
+    let mut this = Attacked::new();
+    for seed in 1..=200_u64 {
+        let depth = (seed % 9 + 1) as u32;
+        let policy = [OnFullWire::DropOldest, OnFullWire::DropNewest][seed as usize % 2];
+        let guest = Guest::of(&this.place, &this.publisher, depth, policy);
+        let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let scribbler = Again::and_again(move |turn| {
+            let view = guest.view();
+            // Mostly what it may write, and mostly often.
+            let at = match random(&mut state) % 4 {
+                0 => 5,
+                1 => 8 + view.entries.len() * 4 + random(&mut state) as usize % view.released.len(),
+                _ => random(&mut state) as usize % view.words(),
+            };
+            view.scribble(at, lie(&mut state));
+            if turn == 5_000 {
+                guest.wire.say(Frame::Leave, &[]);
+            }
+        });
+        this.exchange_some(10);
+        drop(scribbler);
+    }
+    wait_until("all are gone", || this.publisher.subscriber_count() == 1);
+    this.exchange();
+    this.finish();
+}
+
+/// Where nobody says that descriptors have come free, time must.
+#[test]
+fn hostile_shortage_of_descriptors_ends_and_who_was_in_line_is_welcomed() {
+    run_alone("hostile::publisher_endurance::child_shortage");
+}
+
+#[test]
+#[ignore = "the child half of hostile_shortage_of_descriptors_…"]
+fn child_shortage() {
+    if !is_alone() {
+        return;
+    }
+    let place = Place::new();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let publisher = place.publisher().runtime(runtime.handle().clone()).bind().unwrap();
+    runtime.block_on(tokio::task::yield_now());
+    let wire = Guest::connect(&place, &publisher);
+    assert!(wire.say(hello(1, OnFullWire::Wait), &[]));
+    set_limit(Resource::Nofile, 3);
+    assert_idle("a publisher that cannot accept", |time| {
+        runtime.block_on(async { tokio::time::sleep(time).await })
+    });
+    assert_eq!(publisher.subscriber_count(), 0);
+    set_limit(Resource::Nofile, 1024);
+    let welcomed =
+        runtime.block_on(async { tokio::time::timeout(LIMIT, publisher.wait_for_subscribers(1)).await });
+    welcomed.expect("welcomed");
+}
+
+#[test]
+fn hostile_crowd_of_descriptors_under_way_delays_a_segment_and_ends_no_link() {
+    run_alone("hostile::publisher_endurance::child_crowd");
+}
+
+#[test]
+#[ignore = "the child half of hostile_crowd_of_descriptors_…"]
+fn child_crowd() {
+    if !is_alone() {
+        return;
+    }
+    let place = Place::new();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let publisher = place.publisher().runtime(runtime.handle().clone()).bind().unwrap();
+    let mut subscriber = place.subscriber().connect().unwrap();
+    publisher.try_send([1]).unwrap();
+    let received = runtime.block_on(async { tokio::time::timeout(LIMIT, subscriber.recv()).await });
+    assert_eq!(*received.expect("the first").unwrap(), [1]);
+
+    drop_capabilities();
+    set_limit(Resource::Nofile, 64);
+    let socket = || socketpair(AddressFamily::UNIX, SocketType::DGRAM, SocketFlags::CLOEXEC, None).unwrap();
+    let (crowd, null) = (socket(), std::fs::File::open("/dev/null").unwrap());
+    let mut under_way = 0;
+    let wire = |fds: &[BorrowedFd<'_>]| {
+        let mut space = vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(100))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        assert!(control.push(SendAncillaryMessage::ScmRights(fds)));
+        sendmsg(&crowd.0, &[IoSlice::new(b"x")], &mut control, SendFlags::DONTWAIT)
+    };
+    while wire(&[null.as_fd(); 100]).is_ok() {
+        under_way += 100;
+        assert!(under_way < 100_000, "the kernel does not mind");
+    }
+    publisher.try_send([2; 100_000]).unwrap();
+    assert_idle("a publisher in a crowd", |time| runtime.block_on(async { tokio::time::sleep(time).await }));
+    assert!(matches!(subscriber.try_recv(), Err(TryRecvError::Empty)));
+    drop(crowd);
+    let received = runtime.block_on(async { tokio::time::timeout(LIMIT, subscriber.recv()).await });
+    assert_eq!(received.expect("the crowd has gone").unwrap().len(), 100_000);
+}

@@ -1,0 +1,196 @@
+//! What hostile publishers do again and again, or never, and a subscriber that goes on with an honest one.
+
+use super::subscriber::{Between, DEPTH, LEN, announce, segment_fd};
+use super::*;
+use crate::RecvError;
+use crate::link::SEGMENTS_MAX;
+use crate::proto::ring::Descriptor;
+use crate::proto::wire::{BackingWire, RefusedReason};
+use crate::sys::testing::{is_alone, run_alone};
+
+#[test]
+fn hostile_publisher_that_refuses_is_named_with_its_reason() {
+    for (reason, expected) in [
+        (RefusedReason::OutOfResources, "it is out of memory or file descriptors"),
+        (RefusedReason::NotPermitted, "this user may not subscribe"),
+        (RefusedReason::NotUnderstood, "it did not understand this subscriber"),
+        (RefusedReason::Stuck, "disconnected us for being stuck"),
+    ] {
+        let mut this = Between::new();
+        assert!(this.wire.say(Frame::Refused(reason), &[]));
+        let error = this.receive().expect_err("refused");
+        assert!(whole(&error).contains(expected), "{error}");
+        this.exchange().unwrap();
+    }
+}
+
+#[test]
+fn hostile_publisher_that_announces_without_end_is_stopped() {
+    let (this, _gifts) = Between::welcomed();
+    let Between { mut subscriber, wire, .. } = this;
+    let announcer = std::thread::spawn(move || {
+        let fd = segment_fd();
+        let deadline = Instant::now() + LIMIT;
+        let mut id = 0;
+        while id <= SEGMENTS_MAX as u64 {
+            assert!(Instant::now() < deadline, "nobody reads");
+            if wire.say(announce(id, LEN, BackingWire::Memfd), &[fd.as_fd()]) {
+                id += 1;
+            } else {
+                std::thread::yield_now();
+            }
+        }
+        wire
+    });
+    let error = subscriber.blocking_recv_timeout(LIMIT).expect_err("too many");
+    assert!(whole(&error).contains("announced more than 8192 segments at a time"), "{error}");
+    drop(announcer.join().unwrap());
+}
+
+/// Two of them, so that the counts cannot even be added up.
+#[test]
+fn hostile_publishers_that_count_to_the_end_are_believed_and_harm_nothing() {
+    let (mut this, gifts) = Between::welcomed();
+    gifts.scribble(4, u64::MAX);
+    assert!(matches!(this.receive(), Err(RecvError::Lagged(u64::MAX))));
+    let (other, gifts) = (Host::new(&this.place), Gifts::new(DEPTH));
+    this.notice();
+    let (wire, _) = other.accept();
+    assert!(wire.say(other.welcome(DEPTH), &gifts.fds()));
+    gifts.scribble(4, u64::MAX);
+    assert!(matches!(this.receive(), Err(RecvError::Lagged(u64::MAX))));
+    assert_eq!(this.subscriber.stats().lagged, u64::MAX);
+    this.exchange().unwrap();
+}
+
+/// Announces and retires as fast as it is read, which never ends.
+#[test]
+fn hostile_publisher_that_floods_the_socket_holds_up_nobody() {
+    let (this, _gifts) = Between::welcomed();
+    let Between { mut subscriber, honest, wire, .. } = this;
+    let fd = segment_fd();
+    let mut next = announce(1, LEN, BackingWire::Memfd);
+    let flood = Again::and_again(move |_| {
+        let announces = matches!(next, Frame::Segment(_));
+        let fds = [fd.as_fd()];
+        if wire.say(next, if announces { &fds } else { &[] }) {
+            next = if announces { Frame::Retire { id: 1 } } else { announce(1, LEN, BackingWire::Memfd) };
+        }
+    });
+    let turns = flood.times();
+    for number in 0..300_u32 {
+        honest.try_send(number.to_le_bytes()).unwrap();
+        assert_eq!(*subscriber.blocking_recv_timeout(LIMIT).unwrap(), number.to_le_bytes());
+    }
+    let short = Duration::from_millis(10);
+    assert!(matches!(subscriber.blocking_recv_timeout(short), Err(RecvError::TimedOut)));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        for number in 0..300_u32 {
+            honest.try_send(number.to_le_bytes()).unwrap();
+            let received = tokio::time::timeout(LIMIT, subscriber.recv()).await;
+            assert_eq!(*received.expect("in time").unwrap(), number.to_le_bytes());
+        }
+        assert!(tokio::time::timeout(short, subscriber.recv()).await.is_err());
+        tokio::time::timeout(LIMIT, subscriber.wait_for_publishers(2)).await.unwrap().unwrap();
+        assert!(tokio::time::timeout(short, subscriber.wait_for_publishers(3)).await.is_err());
+    });
+    assert!(flood.times() > turns);
+}
+
+#[test]
+fn hostile_publishers_that_say_nothing_or_ring_for_ever_cost_nothing() {
+    run_alone("hostile::subscriber_endurance::child_idle");
+}
+
+#[test]
+#[ignore = "the child half of hostile_publishers_that_say_nothing_…"]
+fn child_idle() {
+    if !is_alone() {
+        return;
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let idle = |what: &str, mut this: Between| {
+        this.exchange().unwrap();
+        assert_idle(what, |time| {
+            assert!(matches!(this.subscriber.blocking_recv_timeout(time), Err(RecvError::TimedOut)));
+        });
+        assert_idle(what, |time| {
+            assert!(
+                runtime.block_on(async { tokio::time::timeout(time, this.subscriber.recv()).await }).is_err()
+            );
+        });
+        this.exchange().unwrap();
+    };
+    idle("a publisher that says nothing", Between::new());
+    idle("a publisher that has nothing to say", {
+        let (this, gifts) = Between::welcomed();
+        std::mem::forget(gifts);
+        this
+    });
+    // An epoll instance that is ready by level, and stays so.
+    let this = Between::new();
+    let gifts = Gifts::new(DEPTH);
+    let ready = rustix::event::epoll::create(rustix::event::epoll::CreateFlags::CLOEXEC).unwrap();
+    let rung = Ringer::new().unwrap();
+    rung.ring();
+    let (data, flags) = (rustix::event::epoll::EventData::new_u64(0), rustix::event::epoll::EventFlags::IN);
+    rustix::event::epoll::add(&ready, &rung, data, flags).unwrap();
+    let [page, _, credit] = gifts.fds();
+    assert!(this.wire.say(this.hostile.welcome(DEPTH), &[page, ready.as_fd(), credit]));
+    idle("a bell that rings for ever", this);
+}
+
+#[test]
+fn hostile_publishers_that_scribble_harm_only_their_links() {
+    let mut this = Between::new();
+    for seed in 1..=200_u64 {
+        let (host, mut gifts) = (Host::new(&this.place), Gifts::new(DEPTH));
+        this.notice();
+        let (wire, _) = host.accept();
+        assert!(wire.say(host.welcome(DEPTH), &gifts.fds()));
+        assert!(wire.say(announce(1, LEN, BackingWire::Memfd), &[segment_fd().as_fd()]));
+        let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let scribbler = Again::and_again(move |_| {
+            let ticket = random(&mut state) as u32 % DEPTH;
+            let seq = gifts.producer.position();
+            match random(&mut state) % 8 {
+                0 => gifts.scribble(random(&mut state) as usize % gifts.page.view().words(), lie(&mut state)),
+                1 => gifts.scribble(3 + random(&mut state) as usize % 3, lie(&mut state)),
+                // A message as it should be, or nearly.
+                _ => {
+                    let descriptor =
+                        Descriptor { seq, segment: 1, offset: 64 * (seq % 130), len: seq % 60, ticket };
+                    gifts.producer.push(gifts.page.view(), descriptor);
+                    gifts.ringer.ring();
+                }
+            }
+        });
+        let mut honest = 0;
+        while honest < 10 {
+            if this.take_any() {
+                honest += 1;
+            }
+        }
+        drop(scribbler);
+    }
+}
+
+/// A publisher that goes on as fast as its messages are taken, which never ends either.
+#[test]
+fn hostile_publisher_that_goes_on_does_not_keep_a_subscriber_from_leaving() {
+    let (mut this, mut gifts) = Between::welcomed();
+    this.exchange().unwrap();
+    assert!(this.wire.say(announce(1, LEN, BackingWire::Memfd), &[segment_fd().as_fd()]));
+    let going_on = Again::and_again(move |_| {
+        let seq = gifts.producer.position();
+        let queued =
+            seq.wrapping_sub(gifts.page.view().control.head.load(std::sync::atomic::Ordering::Relaxed));
+        if queued < u64::from(DEPTH) {
+            let ticket = (seq % u64::from(DEPTH)) as u32;
+            gifts.producer.push(gifts.page.view(), Descriptor { seq, segment: 1, offset: 0, len: 8, ticket });
+        }
+    });
+    drop(this.subscriber);
+    drop(going_on);
+}
