@@ -51,6 +51,11 @@ mod access;
 mod blocking;
 #[cfg(not(tokio_shm_loom))]
 mod buffer;
+#[cfg(all(fuzzing, not(test), not(tokio_shm_loom)))]
+#[doc(hidden)]
+pub mod fuzzing;
+#[cfg(all(test, not(tokio_shm_loom)))]
+mod fuzzing;
 #[cfg(all(test, not(tokio_shm_loom)))]
 mod hostile;
 #[cfg(not(tokio_shm_loom))]

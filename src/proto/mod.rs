@@ -19,6 +19,8 @@ pub(crate) mod class;
 pub(crate) mod hold;
 pub(crate) mod joinlog;
 pub(crate) mod layout;
+#[cfg(all(any(test, fuzzing), not(tokio_shm_loom)))]
+pub(crate) mod model;
 pub(crate) mod release;
 pub(crate) mod ring;
 pub(crate) mod ticket;

@@ -129,7 +129,7 @@ impl Producer {
     }
 
     /// How many messages are queued that the subscriber has not received.
-    #[cfg(test)]
+    #[cfg(any(test, fuzzing))]
     pub(crate) fn queued(&mut self, page: Page<'_>) -> Result<u64, Misbehaved> {
         self.see_head(page, page.control.head.load(Ordering::Relaxed))?;
         Ok(self.tail - self.head_seen)

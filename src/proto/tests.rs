@@ -1,59 +1,13 @@
 //! A whole link: ring, tickets, release bitmap and bells together.
 
-use super::Misbehaved;
 use super::bell::{Wake, arm, disarm, must_ring};
 use super::layout::HeapPage;
-use super::release::{Collector, release};
-use super::ring::{Consumer, Descriptor, Popped, Producer};
-use super::ticket::Tickets;
+use super::model::Publisher;
+use super::release::release;
+use super::ring::{Consumer, Descriptor, Popped};
 use proptest::prelude::*;
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
-
-/// What a publisher keeps of a link, put together the way it is meant to be.
-struct Publisher {
-    producer: Producer,
-    tickets: Tickets<u64>,
-    collector: Collector,
-    next_seq: u64,
-}
-
-impl Publisher {
-    fn new(depth: u32) -> Self {
-        Self {
-            producer: Producer::new(),
-            tickets: Tickets::new(depth),
-            collector: Collector::new(),
-            next_seq: 0,
-        }
-    }
-
-    /// `Ok(false)`: no ticket left.
-    fn publish(&mut self, heap: &HeapPage) -> Result<bool, Misbehaved> {
-        let seq = self.next_seq;
-        let Ok(ticket) = self.tickets.issue(self.producer.position(), seq) else { return Ok(false) };
-        let descriptor = Descriptor { seq, segment: seq ^ 0xabcd, offset: seq * 64, len: !seq, ticket };
-        self.producer.push(heap.page(), descriptor);
-        self.next_seq += 1;
-        self.producer.offer(heap.page(), self.next_seq);
-        Ok(true)
-    }
-
-    fn collect(&mut self, heap: &HeapPage) -> Result<Vec<u64>, Misbehaved> {
-        let mut values = Vec::new();
-        self.collector.collect(heap.page(), usize::MAX, |ticket| {
-            values.push(self.tickets.reclaim(ticket).ok_or(Misbehaved::TicketNotHeld { ticket })?);
-            Ok(())
-        })?;
-        Ok(values)
-    }
-
-    fn take_back(&mut self, heap: &HeapPage) -> Result<Option<u64>, Misbehaved> {
-        let Some(position) = self.producer.take_back(heap.page())? else { return Ok(None) };
-        let ticket = self.tickets.at_position(position).ok_or(Misbehaved::PositionReleased { position })?;
-        Ok(self.tickets.reclaim(ticket))
-    }
-}
 
 fn assert_intact(message: Descriptor) {
     let seq = message.seq;
@@ -72,8 +26,6 @@ enum Op {
     DisarmData,
     ArmCredit,
     Look,
-    /// Stores something somewhere.
-    Scribble(usize, u64),
 }
 
 fn op() -> impl Strategy<Value = Op> {
@@ -88,14 +40,6 @@ fn op() -> impl Strategy<Value = Op> {
         1 => Just(Op::ArmCredit),
         2 => Just(Op::Look),
     ]
-}
-
-fn hostile_op() -> impl Strategy<Value = Op> {
-    let value =
-        prop_oneof![4 => 0u64..80, 1 => (0u64..80).prop_map(|back| u64::MAX - back), 1 => any::<u64>()];
-    // The cursors stand among the first nine words, and are the most worth lying about.
-    let at = prop_oneof![0usize..9, any::<usize>()];
-    prop_oneof![4 => op(), 1 => (at, value).prop_map(|(at, value)| Op::Scribble(at, value))]
 }
 
 proptest! {
@@ -141,7 +85,7 @@ proptest! {
                     prop_assert_eq!(wake == Wake::Ring, std::mem::take(&mut credit_armed));
                     released.insert(message.seq);
                 }
-                Op::Drop(_) | Op::Scribble(..) => {}
+                Op::Drop(_) => {}
                 Op::ArmData => {
                     arm(&heap.page().control.data_armed);
                     data_armed = true;
@@ -162,72 +106,6 @@ proptest! {
             }
             let outstanding = queued.len() + held.len() + released.len();
             prop_assert_eq!(publisher.tickets.outstanding() as usize, outstanding);
-        }
-    }
-
-    /// Both sides at once work on a page that somebody scribbles on, and go on after an error too.
-    #[test]
-    fn hostile_page_makes_nobody_panic_loop_or_hand_out_what_it_does_not_have(
-        depth in 1u32..=70,
-        ops in prop::collection::vec(hostile_op(), 0..400),
-    ) {
-        let heap = HeapPage::new(depth);
-        heap.page().init(0);
-        let mut publisher = Publisher::new(depth);
-        let mut consumer = Consumer::new();
-        let mut held = Vec::new();
-        let mut owned = BTreeSet::new();
-        for op in ops {
-            match op {
-                Op::Publish => {
-                    let seq = publisher.next_seq;
-                    if publisher.publish(&heap) == Ok(true) {
-                        owned.insert(seq);
-                    }
-                    let _ = must_ring(&heap.page().control.data_armed);
-                }
-                Op::TakeBack => {
-                    if let Ok(Some(seq)) = publisher.take_back(&heap) {
-                        prop_assert!(owned.remove(&seq), "message {seq} came back twice");
-                    }
-                }
-                Op::Collect => match publisher.collect(&heap) {
-                    Ok(values) => {
-                        for seq in values {
-                            prop_assert!(owned.remove(&seq), "message {seq} came back twice");
-                        }
-                    }
-                    // What a publisher does with such a link.
-                    Err(_) => {
-                        let _ = publisher.tickets.drain().count();
-                        owned.clear();
-                    }
-                },
-                Op::Pop => {
-                    if let Ok(Popped::Message(message)) = consumer.pop(heap.page()) {
-                        prop_assert!(message.ticket < depth && message.offset % 64 == 0);
-                        held.push(message);
-                    }
-                }
-                Op::Drop(at) if !held.is_empty() => {
-                    let message = held.swap_remove(at % held.len());
-                    let _ = release(heap.page(), message.ticket);
-                }
-                Op::Drop(_) => {}
-                Op::ArmData => arm(&heap.page().control.data_armed),
-                Op::DisarmData => disarm(&heap.page().control.data_armed),
-                Op::ArmCredit => arm(&heap.page().control.credit_armed),
-                Op::Look => {
-                    if let Ok(queued) = publisher.producer.queued(heap.page()) {
-                        prop_assert!(queued <= u64::from(heap.page().geometry().capacity()));
-                    }
-                    let _ = consumer.offered(heap.page());
-                    let _ = consumer.is_empty(heap.page());
-                    let _ = heap.page().validate();
-                }
-                Op::Scribble(at, value) => heap.scribble(at % heap.words(), value),
-            }
-            prop_assert_eq!(publisher.tickets.outstanding() as usize, owned.len());
         }
     }
 }

@@ -148,6 +148,14 @@ pub(crate) fn connect(dir: BorrowedFd<'_>, name: &str) -> Result<Connection, Con
     }
 }
 
+/// Two ends of one connection.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn pair() -> io::Result<(Connection, Connection)> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let (one, other) = rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
+    Ok((Connection::new(one), Connection::new(other)))
+}
+
 /// What has become of a socket's name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Liveness {
