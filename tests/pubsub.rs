@@ -94,6 +94,21 @@ async fn drop_newest_tells_without_a_further_message() {
 }
 
 #[tokio::test]
+async fn message_taken_back_for_memory_is_told_without_a_further_message() {
+    const QUARTER: usize = 1 << 20;
+    let dir = Dir::new();
+    let pool = ShmPoolConfig::new().max_bytes(4 * QUARTER as u64);
+    let publisher = dir.publisher("t").on_full(OnFull::DropOldest).pool(pool).bind().unwrap();
+    let mut subscriber = dir.subscriber("t").connect().unwrap();
+    within("send", publisher.send(vec![0; QUARTER])).await.unwrap();
+    let mut loans = Vec::new();
+    for _ in 0..4 {
+        loans.push(within("loan", publisher.loan(QUARTER)).await.unwrap());
+    }
+    assert!(matches!(subscriber.try_recv(), Err(TryRecvError::Recv(RecvError::Lagged(1)))));
+}
+
+#[tokio::test]
 async fn wait_blocks_until_a_sample_is_dropped() {
     let dir = Dir::new();
     let publisher = dir.publisher("t").queue(1).bind().unwrap();

@@ -272,6 +272,8 @@ impl LinkTx {
         if self.on_full != OnFull::DropOldest && !self.leaving {
             return Ok(None);
         }
+        // First: it may be the last on the link, and no other may ever come that would tell of it.
+        self.producer.offer(self.page.view(), self.next_seq);
         let Some(position) = self.producer.take_back(self.page.view())? else {
             return Ok(None);
         };
