@@ -36,6 +36,10 @@
 #[cfg(not(target_os = "linux"))]
 compile_error!("tokio-shm runs on Linux only: it is built on memfd seals, eventfd, epoll and inotify");
 
+// First: its macro is used everywhere.
+#[macro_use]
+mod kill;
+
 mod budget;
 pub mod event;
 mod gate;

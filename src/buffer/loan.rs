@@ -18,6 +18,7 @@ pub struct ShmLoan {
 impl ShmLoan {
     #[inline]
     pub(crate) fn new(segment: PooledSegment) -> Self {
+        kill_point!("loan: taken");
         Self { segment }
     }
 

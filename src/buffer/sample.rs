@@ -100,6 +100,7 @@ impl Drop for ShmSample {
     fn drop(&mut self) {
         let link = &self.segment.link;
         if link.hold(self.ticket).end() {
+            kill_point!("release: hold ended");
             link.release(self.ticket);
         }
     }

@@ -57,6 +57,7 @@ impl LinkShared {
     #[inline]
     pub(crate) fn release(&self, ticket: u32) {
         if release::release(self.page.view(), ticket) == Wake::Ring {
+            kill_point!("credit bell: disarmed");
             self.credit.ring();
         }
     }
@@ -151,10 +152,12 @@ impl LinkRx {
             }
             Err(error) => return Err(error),
         }
+        kill_point!("connect: connected");
         // Taken when the connection stands: from here on every message must arrive or be counted.
         let on_full = on_full.map(Into::into);
         let hello = Frame::Hello(Hello { depth, on_full, connected_at_ns: monotonic_ns(), subscriber });
         link.connection.send(hello.encode(&mut [0; wire::FRAME_MAX]), &[])?;
+        kill_point!("connect: hello sent");
         Ok(link)
     }
 
@@ -209,6 +212,7 @@ impl LinkRx {
     pub(crate) fn arm(&mut self) {
         if let Some(link) = &mut self.established {
             bell::arm(&link.shared.page.view().control.data_armed);
+            kill_point!("sleep: data bell armed");
             link.armed = true;
         }
     }
@@ -257,6 +261,7 @@ impl LinkRx {
             }
         }
         if any && let Some(link) = &self.established {
+            kill_point!("socket: read");
             // A publisher may be waiting for room in the socket as well.
             link.shared.ring_if_starved();
         }
@@ -270,12 +275,15 @@ impl LinkRx {
         // No more than there can be: the publisher may go on as fast as we take them.
         for _ in 0..view.geometry().depth() {
             let Ok(Popped::Message(Descriptor { ticket, .. })) = link.consumer.pop(view) else { break };
+            kill_point!("leave: one popped");
             if link.shared.hold(ticket).begin() && link.shared.hold(ticket).end() {
                 link.shared.release(ticket);
             }
         }
+        kill_point!("leave: all popped");
         // If it cannot be sent the publisher is gone, or finds out when the socket closes.
         let _ = self.connection.send(Frame::Leave.encode(&mut [0; wire::FRAME_MAX]), &[]);
+        kill_point!("leave: said");
     }
 
     #[inline]
@@ -334,6 +342,7 @@ impl LinkRx {
         if ticket as usize >= segment.link.holds.len() || !segment.link.hold(ticket).begin() {
             return Err(Kind::TicketReused(ticket).into());
         }
+        kill_point!("receive: hold begun");
         let sample = ShmSample::new(segment, range, ticket, seq);
         Ok(sample.ok_or(Kind::OutOfBounds { segment: id, offset, len })?)
     }
@@ -391,7 +400,9 @@ impl LinkRx {
                 let (Some(page), Some(bell), Some(credit)) = (fds.next(), fds.next(), fds.next()) else {
                     return Err(Kind::Descriptors { expected: 3, actual: 0 }.into());
                 };
+                kill_point!("welcome: received");
                 self.established = Some(self.establish(welcome, page, bell, credit)?);
+                kill_point!("welcome: established");
             }
             (Frame::Segment(segment), Some(link)) => {
                 let Some(fd) = fds.next() else {
@@ -427,6 +438,7 @@ impl LinkRx {
         }
         let geometry = Geometry::new(depth).ok_or(Kind::OutOfTurn("Welcome"))?;
         let page = LinkPage::open(page.as_fd(), geometry).map_err(Kind::Memory)?;
+        kill_point!("welcome: page mapped");
         page.view().validate()?;
         let bell = Arc::new(Bell::from_fd(bell).map_err(Kind::Descriptor)?);
         let shared = LinkShared {
@@ -468,7 +480,9 @@ impl Established {
             return Err(Kind::TooMuchMemory { announced, host }.into());
         }
         let len = usize::try_from(len).map_err(|_| Kind::OutOfBounds { segment: id, offset: 0, len })?;
+        kill_point!("segment: received");
         let mapping = memory::map_read_only(fd.as_fd(), len, backing).map_err(Kind::Memory)?;
+        kill_point!("segment: mapped");
         let segment = Arc::new(RemoteSegment { mapping, link: Arc::clone(&self.shared) });
         self.segments.insert(id, segment);
         self.announced = announced;

@@ -179,6 +179,7 @@ impl LinkTx {
         let Ok(ticket) = self.tickets.issue(position, Arc::clone(&message.slot)) else {
             return self.refuse(message);
         };
+        kill_point!("offer: ticket issued");
         let descriptor = Descriptor {
             seq: message.seq,
             segment: segment.id(),
@@ -196,6 +197,7 @@ impl LinkTx {
     #[inline]
     pub(crate) fn ring_if_armed(&self) {
         if must_ring_after_fence(&self.page.view().control.data_armed) == Wake::Ring {
+            kill_point!("data bell: disarmed");
             self.ringer.ring();
         }
     }
@@ -224,6 +226,7 @@ impl LinkTx {
     /// The subscriber has dropped its handle: nothing more goes to it, what it holds stays its own until released.
     pub(crate) fn leave(&mut self, pool: &PoolCore) {
         self.leaving = true;
+        kill_point!("leave: heard");
         let left = loop {
             match self.try_take_back(pool) {
                 Ok(Some(_)) => {}
@@ -277,9 +280,11 @@ impl LinkTx {
         let Some(position) = self.producer.take_back(self.page.view())? else {
             return Ok(None);
         };
+        kill_point!("take back: head moved");
         let ticket = self.tickets.at_position(position).ok_or(Misbehaved::PositionReleased { position })?;
         let Some(slot) = self.tickets.reclaim(ticket) else { return Ok(Some(false)) };
         self.dropped.fetch_add(1, Ordering::Relaxed);
+        kill_point!("take back: ticket reclaimed");
         Ok(Some(release_slot(pool, slot)))
     }
 
@@ -296,6 +301,7 @@ impl LinkTx {
                 return Ok(());
             }
             self.announced.remove(&id);
+            kill_point!("retire: sent");
             // The subscriber may be asleep, and holds the memory for as long as it is.
             self.ringer.ring();
         }
@@ -305,8 +311,10 @@ impl LinkTx {
     /// Ends the link after everything was delivered: the subscriber is told the final count.
     pub(crate) fn bye(&mut self, next_seq: u64) {
         self.producer.offer(self.page.view(), next_seq);
+        kill_point!("bye: offered");
         // Where its socket is full it takes the end for an abrupt one, which errs on the safe side.
         let _ = send(&self.connection, &Frame::Bye, &[]);
+        kill_point!("bye: sent");
         self.ringer.ring();
     }
 
@@ -349,6 +357,7 @@ impl LinkTx {
         }
         self.dropped.fetch_add(1, Ordering::Relaxed);
         self.next_seq = message.seq + 1;
+        kill_point!("drop: counted");
         self.producer.offer(self.page.view(), self.next_seq);
         Ok(Offer::Done)
     }
@@ -367,11 +376,13 @@ impl LinkTx {
                 Backing::Memfd => BackingWire::Memfd,
             };
             let frame = Frame::Segment(wire::Segment { id: segment.id(), len: segment.len(), backing });
+            kill_point!("announce: due");
             let sent = send(&self.connection, &frame, &[segment.as_fd()]);
             self.crowded = sent.as_ref().is_err_and(is_crowded);
             if self.crowded || !sent? {
                 return Ok(false);
             }
+            kill_point!("announce: sent");
             self.announced.insert(segment.id(), Arc::downgrade(segment));
         }
         self.last_segment = segment.id();
@@ -434,6 +445,7 @@ impl LinkSeed {
             link.connection.shutdown();
             return Err(error.into());
         }
+        kill_point!("welcome: sent");
         for message in history.iter().skip(skip) {
             if link.try_offer(message, pool)? != Offer::Done {
                 break;
@@ -441,6 +453,7 @@ impl LinkSeed {
         }
         link.next_seq = next_seq;
         link.producer.offer(link.page.view(), next_seq);
+        kill_point!("welcome: offered");
         // The subscriber may already be asleep on its socket alone.
         link.ringer.ring();
         Ok(link)

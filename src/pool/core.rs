@@ -156,6 +156,7 @@ impl PoolCore {
         let segment =
             Segment::create(room, slots, &self.config.create_options(), Arc::clone(&state.past_takes))?;
         let segment = Arc::new(segment);
+        kill_point!("segment: made");
         state.misses.fetch_add(1, Ordering::Relaxed);
         {
             let mut segments = state.segments.lock();

@@ -26,6 +26,7 @@ pub(crate) fn release(page: Page<'_>, ticket: u32) -> Wake {
     // read-modify-write carries on the release sequences of those before it, so that one swap acquires from all.
     // Tried: with `Relaxed` here, loom reports the reuse as a data race (`loom_released_tickets_…`).
     word.fetch_or(1 << (ticket % u64::BITS), Ordering::Release);
+    kill_point!("release: bit set");
     // SYNC POINT: armed, then looked
     fence_after_rmw();
     must_ring_after_fence(&page.control.credit_armed)
@@ -70,6 +71,7 @@ impl Collector {
             }
             // SYNC POINT: message released
             let mut bits = word.swap(0, Ordering::Acquire);
+            kill_point!("reclaim: word swapped");
             while bits != 0 {
                 let ticket = index as u32 * u64::BITS + bits.trailing_zeros();
                 bits &= bits - 1;
@@ -77,6 +79,7 @@ impl Collector {
                     return Err(Misbehaved::TicketOutOfRange { ticket, depth });
                 }
                 each(ticket)?;
+                kill_point!("reclaim: one ticket");
                 collected += 1;
             }
         }

@@ -98,12 +98,14 @@ impl Producer {
     #[inline]
     pub(crate) fn push(&mut self, page: Page<'_>, descriptor: Descriptor) {
         descriptor.store(entry_at(page, self.tail));
+        kill_point!("push: entry written");
         self.tail += 1;
         // SYNC POINT: descriptor published
         //
         // Tried: with `Relaxed` here, loom has the consumer read the zeros, or the message, that was there before
         // (`loom_message_…`).
         page.control.sent.tail.store(self.tail, Ordering::Release);
+        kill_point!("push: tail stored");
     }
 
     /// Takes back the oldest message that the subscriber has not received, and returns its ring position.
@@ -206,6 +208,7 @@ impl Consumer {
                 }
             }
             let descriptor = Descriptor::load(entry_at(page, self.head));
+            kill_point!("pop: entry read");
             // SYNC POINT: entry claimed (Release), entry taken back (Acquire)
             match page.control.head.compare_exchange(
                 self.head,
@@ -214,6 +217,7 @@ impl Consumer {
                 Ordering::Acquire,
             ) {
                 Ok(_) => {
+                    kill_point!("pop: entry claimed");
                     self.head += 1;
                     return self.check(page, descriptor).map(Popped::Message);
                 }

@@ -96,6 +96,7 @@ impl Delivery {
         debug_assert!(self.head.is_none());
         let message = Message { slot, len, seq: self.next_seq };
         self.next_seq += 1;
+        kill_point!("send: numbered");
         self.offer(message, pool)
     }
 
@@ -117,6 +118,7 @@ impl Delivery {
                 Offer::Blocked => stuck = true,
                 Offer::Broken => broken = true,
             }
+            kill_point!("offer: one link");
         }
         if broken {
             self.remove_broken(pool);
@@ -160,6 +162,7 @@ impl Delivery {
             begun |= link.blocked_since.is_none();
             link.blocked_since.get_or_insert(now);
             link.arm_credit();
+            kill_point!("head: credit armed");
         }
         begun
     }

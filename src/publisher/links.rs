@@ -126,7 +126,10 @@ impl Acceptor {
             let retry_at = if accepted.is_err() { monotonic_ns() + ACCEPT_RETRY_NS } else { 0 };
             let failing = self.retry_at.swap(retry_at, Ordering::AcqRel) != 0;
             let connection = match accepted {
-                Ok(Some(connection)) => Arc::new(connection),
+                Ok(Some(connection)) => {
+                    kill_point!("accept: accepted");
+                    Arc::new(connection)
+                }
                 Ok(None) => {
                     self.more.swap(false, Ordering::AcqRel);
                     return;
@@ -403,6 +406,7 @@ fn hello(
     if !fds.is_empty() {
         return Err(Kind::Descriptors { expected: 0, actual: fds.len() }.into());
     }
+    kill_point!("hello: read");
     let geometry = Geometry::new(depth).ok_or(Kind::OutOfTurn("Hello"))?;
     let on_full = match on_full.map(OnFull::from) {
         // A subscriber may ask for less than the publisher gives, not for more.
@@ -413,6 +417,7 @@ fn hello(
     let dropped = Arc::clone(&shared.dropped);
     let (seed, bell) =
         LinkTx::prepare(id, Arc::clone(connection), geometry, on_full, connected_at_ns, dropped)?;
+    kill_point!("hello: link prepared");
     shared.leave_word(Control::Add(Box::new(seed)));
     Ok((id, bell))
 }

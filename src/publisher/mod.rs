@@ -373,6 +373,7 @@ impl ShmPublisher {
         let len = bytes.len().min(segment.len());
         segment[..len].copy_from_slice(&bytes[..len]);
         self.shared.copied_bytes.fetch_add(len as u64, Ordering::Relaxed);
+        kill_point!("send: copied");
         Staged::Copied { buf, segment: Some(segment) }
     }
 
@@ -386,6 +387,7 @@ impl ShmPublisher {
             Ok(()) => {
                 let (slot, len) = staged.take();
                 self.shared.push(Queued::Slot { slot, len });
+                kill_point!("send: queued");
                 self.shared.pump();
                 Some(Ok(()))
             }

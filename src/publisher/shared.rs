@@ -209,6 +209,7 @@ impl Shared {
         }
         let accepted = !(delivery.is_behind() || self.places.is_closed() || !self.queue.is_empty());
         if accepted {
+            kill_point!("send: inside");
             let (slot, len) = message();
             if !delivery.deliver(slot, len, self.pool.core()) {
                 self.accepted.fetch_add(1, Ordering::AcqRel);

@@ -105,6 +105,7 @@ impl TxTask {
 
     /// Takes the socket out of the topic's directory.
     fn withdraw(&self) {
+        kill_point!("withdraw: begun");
         if let Err(error) = self.directory.withdraw(self.shared.config.id) {
             tracing::debug!(%error, "the publisher's socket stays behind until the next bind or connect");
         }

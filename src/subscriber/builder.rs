@@ -109,6 +109,7 @@ impl ShmSubscriberBuilder {
             RuntimeDir::resolve(self.runtime_dir.as_deref(), self.access).map_err(DiscoveryError::from)?;
         let watch = TopicWatch::new(&runtime_dir, &topic)?;
         watch.dir().remove_stale()?;
+        kill_point!("connect: watching");
         let id = crate::sys::random::random_id().map_err(failed)?;
         let busy = Busy::new(self.busy_poll);
         let mut core = Core::new(watch, id, self.depth, self.on_full, busy, self.end_with_last_publisher);

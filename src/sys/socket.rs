@@ -53,8 +53,12 @@ impl Listener {
             // A name for each attempt: whoever found the last one dead may be about to remove it only now.
             let new_name = format!("{NEW_PREFIX}{attempt}-{name}");
             let listener = Self::bind_new(dir, &new_name)?;
+            kill_point!("bind: listening");
             match renameat(dir, &*new_name, dir, name) {
-                Ok(()) => return Ok(listener),
+                Ok(()) => {
+                    kill_point!("bind: renamed");
+                    return Ok(listener);
+                }
                 // The kernel makes the file first and ties the socket to it next. Who looked in between saw a dead
                 // socket and removed it. (`bind_new` tells a removed directory: nothing can be bound there.)
                 Err(Errno::NOENT) => {}
@@ -94,6 +98,7 @@ impl Listener {
         // than this, not even for an instant.
         fchmod(&fd, OWNER_ONLY)?;
         bind(&fd, &address(dir, new_name)?)?;
+        kill_point!("bind: bound");
         if let Err(errno) = open_up(&fd, dir, new_name) {
             let _ = unlinkat(dir, new_name, AtFlags::empty());
             return Err(errno.into());

@@ -2,8 +2,8 @@
 
 use rustix::process::{Resource, Rlimit, setrlimit};
 
-/// Runs one ignored test of this binary in a child process, alone, and passes its failure on.
-pub(crate) fn run_alone(test: &str) {
+/// Runs one ignored test of this binary in a child process, alone, passes its failure on, and returns what it printed.
+pub(crate) fn run_alone(test: &str) -> String {
     let output = std::process::Command::new(std::env::current_exe().unwrap())
         .args(["--exact", test, "--ignored", "--test-threads=1", "--nocapture"])
         .env(ALONE, "1")
@@ -14,6 +14,7 @@ pub(crate) fn run_alone(test: &str) {
         format!("{}\n{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{test} failed: {text}");
     assert!(text.contains("1 passed"), "{test} was not found: {text}");
+    text
 }
 
 /// Whether this process was made by [`run_alone`]. A child half does nothing elsewhere, where it would harm its neighbours.

@@ -79,6 +79,7 @@ impl TopicDir {
     /// Makes publisher `id` unknown, and leaves.
     pub(crate) fn withdraw(&self, id: u128) -> Result<(), DiscoveryError> {
         self.remove_file(&publisher_name(id))?;
+        kill_point!("withdraw: removed");
         self.leave()
     }
 
