@@ -98,6 +98,7 @@ const SUBSCRIBERS: &[Case] = &[
     at("mid-receive", "awaits", "receive: hold begun", 20),
     within("mid-receive", "reads", 5_000),
     within("mid-receive", "awaits", 5_000),
+    within("several at once", "several", 3_000),
     at("holding samples", "awaits", "release: hold ended", 20),
     at("holding samples", "reads", "release: bit set", 20),
     at("holding samples", "reads", "credit bell: disarmed", 3).only(&[Wait]),
@@ -137,6 +138,8 @@ const PUBLISHERS: &[Case] = &[
     at("mid-send", "streams", "reclaim: one ticket", 9),
     at("mid-send", "streams", "leave: heard", 2),
     within("mid-send", "streams", 6_000),
+    // A gap is told without a name: where there are several publishers there must not be any.
+    within("several at once", "several", 4_000).only(&[Wait]),
     at("mid-segment-announcement", "streams", "announce: due", 6),
     at("mid-segment-announcement", "streams", "announce: sent", 6),
     at("mid-segment-announcement", "streams", "retire: sent", 3),
@@ -208,15 +211,15 @@ fn run(
     let cells: Vec<_> =
         cases.iter().flat_map(|case| case.policies.iter().map(move |on_full| (case, *on_full))).collect();
     let mut next = victim::Victim::start();
-    for kill in 0..goal() {
+    for (case, on_full) in cells.into_iter().cycle() {
+        let kill = tally.kills();
+        if kill >= goal() || tally.faults.len() == 3 {
+            break;
+        }
         let mut victim = std::mem::replace(&mut next, victim::Victim::start());
-        let (case, on_full) = cells[kill % cells.len()];
-        *tally.kills.entry(case.state).or_default() += 1;
+        tally.count(case);
         if let Err(fault) = round(case, on_full, &mut victim, &mut tally) {
             tally.faults.push(format!("{kill}: {} ({:?}, {on_full:?}): {fault}", case.state, case.end));
-            if tally.faults.len() == 3 {
-                break;
-            }
         }
     }
     tally.tell(whom);
@@ -232,13 +235,21 @@ struct Tally {
 }
 
 impl Tally {
+    fn count(&mut self, case: &Case) {
+        *self.kills.entry(case.state).or_default() += 1;
+    }
+
+    fn kills(&self) -> usize {
+        self.kills.values().sum()
+    }
+
     fn time(&mut self, what: &'static str, nanoseconds: u64) {
         self.times.entry(what).or_default().push(nanoseconds);
     }
 
     #[allow(clippy::print_stdout)] // The parent reads it.
     fn tell(mut self, whom: &str) {
-        let kills: usize = self.kills.values().sum();
+        let kills = self.kills();
         let states: Vec<_> = self.kills.iter().map(|(state, count)| format!("{count} {state}")).collect();
         let faults = self.faults.len();
         println!("\nkills: {whom}: {kills} ({}), {faults} faults", states.join(", "));

@@ -106,6 +106,9 @@ impl Stage {
     }
 
     fn round(&mut self, case: &Case, victim: &mut Victim, tally: &mut Tally) -> Fallible<()> {
+        if case.script == "several" {
+            return self.several(case, victim, tally);
+        }
         let die_at = match case.end {
             End::At(step, passages) => Some((step, 1 + random_below(passages) as u32)),
             _ => None,
@@ -149,7 +152,33 @@ impl Stage {
         victim.see_die(|line| said.note(line, tally))?;
         let died_at = died_at.or(victim.died_at).ok_or("it did not come to its point")?;
         self.thread.set_mode(READS);
-        self.settle(&said, died_at, tally)
+        self.settle(&said, died_at, tally)?;
+        // Else the next one to bind does.
+        self.uncleared = random_below(2) == 0;
+        if self.uncleared { Ok(()) } else { self.clear() }
+    }
+
+    /// Two publishers of the same topic, killed one shortly after the other.
+    fn several(&mut self, case: &Case, victim: &mut Victim, tally: &mut Tally) -> Fallible<()> {
+        let End::Within(micros) = case.end else { return Err("killed at random instants only".to_owned()) };
+        let mut other = Victim::start();
+        tally.count(case);
+        let mut victims = [(victim, Said::default(), 0), (&mut other, Said::default(), 0)];
+        for (victim, said, _) in &mut victims {
+            victim.order("publisher", "streams", self.on_full, None, self.dir.path())?;
+            while said.ready.is_empty() {
+                self.hear(victim, said, tally)?;
+            }
+        }
+        for (victim, _, died_at) in &mut victims {
+            sleep_for_a_random_time(micros);
+            *died_at = victim.kill();
+        }
+        for (victim, said, died_at) in &mut victims {
+            victim.see_die(|line| said.note(line, tally))?;
+            self.settle(said, *died_at, tally)?;
+        }
+        self.clear()
     }
 
     fn hear(&self, victim: &mut Victim, said: &mut Said, tally: &mut Tally) -> Fallible<String> {
@@ -173,8 +202,8 @@ impl Stage {
         }
     }
 
-    /// The survivors have read everything that was published, have been told of the death, and nothing is left of it.
-    fn settle(&mut self, said: &Said, died_at: u64, tally: &mut Tally) -> Fallible<()> {
+    /// The survivors have read everything that was published, and have been told of the death.
+    fn settle(&self, said: &Said, died_at: u64, tally: &mut Tally) -> Fallible<()> {
         let told_of = said.ready.last().filter(|id| !said.closing.contains(*id));
         for state in [&self.task.state, &self.thread.state] {
             if let Some(id) = told_of {
@@ -190,10 +219,12 @@ impl Stage {
                 return Err(fault);
             }
         }
-        if random_below(2) == 0 {
-            self.uncleared = true;
-            return Ok(());
-        }
+        Ok(())
+    }
+
+    /// Whoever connects removes what the dead have left.
+    fn clear(&mut self) -> Fallible<()> {
+        self.uncleared = false;
         let connected = ShmSubscriber::builder("t").runtime_dir(self.dir.path()).connect();
         let left = sockets(self.dir.path());
         drop(connected.map_err(|error| error.to_string())?);

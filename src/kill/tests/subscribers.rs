@@ -105,11 +105,19 @@ impl Stage {
             _ => None,
         };
         let idle = case.script == "idles";
-        let script = if idle { "reads" } else { case.script };
+        let several = case.script == "several";
+        let script = if idle || several { "reads" } else { case.script };
         victim.order("subscriber", script, self.on_full, die_at, self.dir.path())?;
         // From here on it may come to its end at any time, or goes on until it is killed.
         if !matches!(case.end, End::At(..)) && case.script != "leaves" {
             victim.hear("ready")?;
+        }
+        let mut others = Vec::new();
+        for script in ["sits", "awaits"].into_iter().filter(|_| several) {
+            let mut other = Victim::start();
+            other.order("subscriber", script, self.on_full, None, self.dir.path())?;
+            other.hear("ready")?;
+            others.push(other);
         }
         let sent_before = self.traffic.done.load(Ordering::SeqCst);
         if !idle {
@@ -119,6 +127,11 @@ impl Stage {
         let died_at = match case.end {
             End::At(..) => None,
             End::Within(micros) => {
+                for other in &mut others {
+                    tally.count(case);
+                    sleep_for_a_random_time(micros);
+                    other.kill();
+                }
                 sleep_for_a_random_time(micros);
                 Some(victim.kill())
             }
@@ -138,7 +151,9 @@ impl Stage {
                 Some(victim.kill())
             }
         };
-        victim.see_die(|_| ())?;
+        for victim in others.iter_mut().chain([&mut *victim]) {
+            victim.see_die(|_| ())?;
+        }
         let died_at = died_at.or(victim.died_at).ok_or("it did not come to its point")?;
 
         at_once("its link is gone", || self.publisher.subscriber_count() == 2)?;
@@ -161,6 +176,11 @@ impl Stage {
         self.settle()?;
         if idle {
             return Ok(());
+        }
+        // Not only free, but of use to others.
+        let idle = self.publisher.pool().stats().idle();
+        if starving && idle != POOL as usize / MIB {
+            return Err(format!("{idle} slots are idle, not all of them"));
         }
         // So that the next round needs new segments, and the old ones are retired.
         self.publisher.pool().trim();
