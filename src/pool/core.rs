@@ -150,7 +150,25 @@ impl PoolCore {
     }
 
     /// Makes a segment in reserved room; its first slot is the caller's, the others become idle.
+    ///
+    /// Where the system refuses what the cap allows, idle segments are given up for it.
     pub(crate) fn create(&self, class: ClassIndex, room: Reservation) -> Result<Arc<Slot>, TakeError> {
+        let len = room.len();
+        let refused = match self.try_create(class, room) {
+            Ok(slot) => return Ok(slot),
+            Err(refused) => refused,
+        };
+        let before = self.budget.used();
+        self.trim();
+        if self.budget.used() < before
+            && let Some(room) = Budget::reserve(&self.budget, len)
+        {
+            return self.try_create(class, room);
+        }
+        Err(refused)
+    }
+
+    fn try_create(&self, class: ClassIndex, room: Reservation) -> Result<Arc<Slot>, TakeError> {
         let state = self.class(class);
         let slots = self.slots_per_segment(class);
         let segment =

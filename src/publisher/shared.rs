@@ -623,6 +623,8 @@ impl Collect for Shared {
     fn collect(&self) {
         for _ in 0..COLLECT_SPINS {
             if let Some(mut delivery) = self.enter() {
+                // Who looks for memory and never finds any sends nothing either: subscribers must not keep what is gone.
+                delivery.retire(self.pool.core());
                 delivery.reclaim(self.pool.core());
                 self.leave(delivery);
                 return;
