@@ -16,7 +16,7 @@ use crate::proto::ring::{Consumer, Descriptor, Popped};
 use crate::proto::wire::{self, BackingWire, Frame, Hello, RefusedReason, Welcome};
 use crate::sys::bell::{Bell, Ringer};
 use crate::sys::clock::monotonic_ns;
-use crate::sys::memory::{self, Backing};
+use crate::sys::memory::{self, Backing, MemoryError};
 use crate::sys::process::Process;
 use crate::sys::socket::{Connection, Received};
 
@@ -83,6 +83,8 @@ pub(crate) enum Next {
     Sample(ShmSample),
     /// So many messages were dropped before the next one.
     Lagged(u64),
+    /// This process has no room for what the publisher sent; it stays where it is, and is tried again.
+    Short(MemoryError),
     Empty,
     /// There may be something, but the publisher is just taking it back: look again soon, and do not sleep on it.
     Contended,
@@ -101,9 +103,17 @@ struct Established {
     /// The bytes of all of them.
     announced: u64,
     last: Option<(u64, Arc<RemoteSegment>)>,
-    /// A sample that was found behind a gap: the gap is told first.
-    behind_gap: Option<ShmSample>,
+    aside: Option<Aside>,
     armed: bool,
+}
+
+/// What was taken from the ring and not handed out yet.
+#[derive(Debug)]
+enum Aside {
+    /// Found behind a gap: the gap is told first.
+    BehindGap(ShmSample),
+    /// It lies in a segment that this process has no room for at present.
+    NoRoom(Descriptor),
 }
 
 #[derive(Debug)]
@@ -118,8 +128,21 @@ pub(crate) struct LinkRx {
     depth: u32,
     /// There may be frames left in the socket that its readiness does not tell of.
     unread: bool,
+    /// There was no room for what lies on the socket: to be tried again, as nothing is going to wake us for it.
+    no_room: bool,
+    /// Why there was none; told once for each try.
+    shortage: Option<MemoryError>,
+    /// The publisher's process is gone: the end, once the socket is read.
+    process_gone: bool,
     /// Why nothing more will come; told once what has come is read.
     ended: Option<Ended>,
+}
+
+/// Why a frame was not read.
+enum Unread {
+    Ended(Ended),
+    /// It is still there.
+    Short(MemoryError),
 }
 
 impl LinkRx {
@@ -139,6 +162,9 @@ impl LinkRx {
             established: None,
             depth,
             unread: false,
+            no_room: false,
+            shortage: None,
+            process_gone: false,
             ended: None,
         };
         match super::identify(&link.connection, access) {
@@ -175,9 +201,14 @@ impl LinkRx {
 
     /// The publisher's process has ended: what it sent is still read.
     pub(crate) fn process_ended(&mut self) {
+        self.process_gone = true;
         // Bounded, because a child of that process may hold the socket and go on. A socket does not hold so many.
         self.read_frames(SEGMENTS_MAX, |_| false);
-        self.ended.get_or_insert(Ended::Lost);
+    }
+
+    /// Why there was no room for what lies on the socket, if that was not told yet.
+    pub(crate) fn take_shortage(&mut self) -> Option<MemoryError> {
+        self.shortage.take()
     }
 
     /// The doorbell that the publisher rings, once it has sent it.
@@ -190,18 +221,21 @@ impl LinkRx {
     pub(crate) fn has_something(&self) -> bool {
         self.ended.is_some()
             || self.unread
-            || self.established.as_ref().is_some_and(|link| {
-                link.behind_gap.is_some() || !link.consumer.is_empty(link.shared.page.view())
-            })
+            || self.shortage.is_some()
+            || self
+                .established
+                .as_ref()
+                .is_some_and(|link| link.aside.is_some() || !link.consumer.is_empty(link.shared.page.view()))
     }
 
     /// The next thing that this link has to tell.
     #[inline]
     pub(crate) fn next(&mut self) -> Next {
         match self.try_next() {
-            Ok(Next::Empty) => match self.ended.take() {
-                Some(ended) => Next::Ended(ended),
-                None => Next::Empty,
+            Ok(Next::Empty) => match (self.shortage.take(), self.no_room) {
+                (Some(shortage), _) => Next::Short(shortage),
+                (None, true) => Next::Empty,
+                (None, false) => self.ended.take().map_or(Next::Empty, Next::Ended),
             },
             Ok(next) => next,
             Err(ended) => Next::Ended(ended),
@@ -234,7 +268,7 @@ impl LinkRx {
     /// Whether the socket is to be read again, ready or not: a publisher that sends as fast as it is read must not keep
     /// us from everybody else.
     pub(crate) fn is_unread(&self) -> bool {
-        self.unread
+        self.unread || self.no_room
     }
 
     /// The publisher's doorbell cannot be waited on, which is not so with any that we know how to make.
@@ -254,11 +288,20 @@ impl LinkRx {
             if self.unread {
                 break;
             }
-            match self.read_frame() {
+            let frame = self.read_frame();
+            self.no_room = matches!(frame, Err(Unread::Short(_)));
+            match frame {
                 Ok(true) => any = true,
                 Ok(false) => break,
-                Err(ended) => self.ended = Some(ended),
+                Err(Unread::Ended(ended)) => self.ended = Some(ended),
+                Err(Unread::Short(shortage)) => {
+                    self.shortage = Some(shortage);
+                    break;
+                }
             }
+        }
+        if self.process_gone && !self.no_room {
+            self.ended.get_or_insert(Ended::Lost);
         }
         if any && let Some(link) = &self.established {
             kill_point!("socket: read");
@@ -270,15 +313,22 @@ impl LinkRx {
     /// Says good-bye: what was not received goes back, and once the last sample is dropped the socket closes.
     pub(crate) fn leave(mut self) {
         let Some(link) = self.established.as_deref_mut() else { return };
-        link.behind_gap = None;
+        let give_back = |ticket| {
+            if link.shared.hold(ticket).begin() && link.shared.hold(ticket).end() {
+                link.shared.release(ticket);
+            }
+        };
+        if let Some(Aside::NoRoom(Descriptor { ticket, .. })) = link.aside.take()
+            && (ticket as usize) < link.shared.holds.len()
+        {
+            give_back(ticket);
+        }
         let view = link.shared.page.view();
         // No more than there can be: the publisher may go on as fast as we take them.
         for _ in 0..view.geometry().depth() {
             let Ok(Popped::Message(Descriptor { ticket, .. })) = link.consumer.pop(view) else { break };
             kill_point!("leave: one popped");
-            if link.shared.hold(ticket).begin() && link.shared.hold(ticket).end() {
-                link.shared.release(ticket);
-            }
+            give_back(ticket);
         }
         kill_point!("leave: all popped");
         // If it cannot be sent the publisher is gone, or finds out when the socket closes.
@@ -289,27 +339,32 @@ impl LinkRx {
     #[inline]
     fn try_next(&mut self) -> Result<Next, Ended> {
         let Some(link) = self.established.as_deref_mut() else { return Ok(Next::Empty) };
-        if let Some(sample) = link.behind_gap.take() {
-            return Ok(Next::Sample(sample));
-        }
-        let descriptor = match link.consumer.pop(link.shared.page.view())? {
-            Popped::Message(descriptor) => descriptor,
-            Popped::Empty => return self.gap_at_the_end(),
-            // The publisher is dropping faster than we take: it is at it right now, and will ring or be seen again.
-            Popped::Contended => return Ok(Next::Contended),
+        let descriptor = match link.aside.take() {
+            None => match link.consumer.pop(link.shared.page.view())? {
+                Popped::Message(descriptor) => descriptor,
+                Popped::Empty => return self.gap_at_the_end(),
+                // The publisher is dropping faster than we take: it is at it right now, and will ring or be seen again.
+                Popped::Contended => return Ok(Next::Contended),
+            },
+            Some(Aside::BehindGap(sample)) => return Ok(Next::Sample(sample)),
+            Some(Aside::NoRoom(descriptor)) => descriptor,
         };
         if descriptor.seq < link.expect {
             return Err(Kind::Backwards { expected: link.expect, actual: descriptor.seq }.into());
         }
+        let segment = self.segment(descriptor.segment)?;
+        let link = self.established.as_deref_mut().ok_or(Kind::OutOfTurn("message"))?;
+        let Some(segment) = segment else {
+            link.aside = Some(Aside::NoRoom(descriptor));
+            return Ok(Next::Empty);
+        };
         let missed = descriptor.seq - link.expect;
         link.expect = descriptor.seq.saturating_add(1);
-        let sample = self.sample(descriptor)?;
+        let sample = Self::sample(segment, descriptor)?;
         if missed == 0 {
             return Ok(Next::Sample(sample));
         }
-        if let Some(link) = self.established.as_deref_mut() {
-            link.behind_gap = Some(sample);
-        }
+        link.aside = Some(Aside::BehindGap(sample));
         Ok(Next::Lagged(missed))
     }
 
@@ -329,9 +384,8 @@ impl LinkRx {
     }
 
     #[inline]
-    fn sample(&mut self, descriptor: Descriptor) -> Result<ShmSample, Ended> {
+    fn sample(segment: Arc<RemoteSegment>, descriptor: Descriptor) -> Result<ShmSample, Ended> {
         let Descriptor { seq, segment: id, offset, len, ticket } = descriptor;
-        let segment = self.segment(id)?;
         let range = usize::try_from(offset)
             .ok()
             .zip(usize::try_from(len).ok())
@@ -347,14 +401,15 @@ impl LinkRx {
         Ok(sample.ok_or(Kind::OutOfBounds { segment: id, offset, len })?)
     }
 
-    /// The mapping of segment `id`, which was announced before the message that names it.
+    /// The mapping of segment `id`, which was announced before the message that names it. `None`: it is announced in what
+    /// there is no room for.
     #[inline]
-    fn segment(&mut self, id: u64) -> Result<Arc<RemoteSegment>, Ended> {
+    fn segment(&mut self, id: u64) -> Result<Option<Arc<RemoteSegment>>, Ended> {
         if let Some(link) = self.established.as_deref()
             && let Some((last, segment)) = &link.last
             && *last == id
         {
-            return Ok(Arc::clone(segment));
+            return Ok(Some(Arc::clone(segment)));
         }
         if !self.knows_segment(id) {
             // It came before the message, so it is in the socket, which does not hold more frames than this.
@@ -366,29 +421,34 @@ impl LinkRx {
             return match self.ended.take() {
                 // It may be that we could not take the segment: no fault of the publisher's.
                 Some(ended @ (Ended::Fault(_) | Ended::Io(_))) => Err(ended),
+                None if self.no_room => Ok(None),
                 _ => Err(unknown.into()),
             };
         };
         link.last = Some((id, Arc::clone(segment)));
-        Ok(Arc::clone(segment))
+        Ok(Some(Arc::clone(segment)))
     }
 
     fn knows_segment(&self, id: u64) -> bool {
         self.established.as_ref().is_some_and(|link| link.segments.contains_key(&id))
     }
 
-    /// Reads one frame; `false` if there is none.
-    fn read_frame(&mut self) -> Result<bool, Ended> {
+    /// Reads one frame; `false` if there is none. It is taken off the socket only when there was room for all it brings.
+    fn read_frame(&mut self) -> Result<bool, Unread> {
         let mut bytes = [0; wire::FRAME_MAX + 1];
-        let (len, fds) = match self.connection.recv(&mut bytes) {
+        let (len, fds) = match self.connection.peek(&mut bytes) {
             Ok(Received::WouldBlock) => return Ok(false),
-            Ok(Received::Eof) => return Err(Ended::Lost),
+            Ok(Received::Eof) => return Err(Ended::Lost.into()),
             Ok(Received::Packet { len, fds, truncated: false }) => (len, fds),
             Ok(Received::Packet { len, fds, .. }) => {
                 return Err(super::truncated(&bytes, len, fds.len()).into());
             }
-            Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => return Err(Ended::Lost),
-            Err(error) => return Err(Ended::Io(error)),
+            Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => {
+                return Err(Ended::Lost.into());
+            }
+            Err(error) => {
+                return Err(MemoryError::receiving(error).map_or_else(|e| Ended::Io(e).into(), Unread::Short));
+            }
         };
         let frame = Frame::decode(&bytes[..len])?;
         if frame.fds() != fds.len() {
@@ -415,10 +475,11 @@ impl LinkRx {
                 link.announced -= segment.mapping.len() as u64;
                 link.last.take_if(|(last, _)| *last == id);
             }
-            (Frame::Bye, Some(_)) => return Err(Ended::Closed),
-            (Frame::Refused(reason), _) => return Err(Ended::Refused(reason)),
+            (Frame::Bye, Some(_)) => return Err(Ended::Closed.into()),
+            (Frame::Refused(reason), _) => return Err(Ended::Refused(reason).into()),
             (frame, _) => return Err(Kind::OutOfTurn(frame.name()).into()),
         }
+        self.connection.discard();
         Ok(true)
     }
 
@@ -428,7 +489,7 @@ impl LinkRx {
         page: OwnedFd,
         bell: OwnedFd,
         credit: OwnedFd,
-    ) -> Result<Box<Established>, Ended> {
+    ) -> Result<Box<Established>, Unread> {
         let Welcome { depth, publisher, .. } = welcome;
         if publisher != self.publisher {
             return Err(Kind::Impostor { said: publisher, socket: self.publisher }.into());
@@ -437,7 +498,7 @@ impl LinkRx {
             return Err(Kind::TooDeep { asked: self.depth, granted: depth }.into());
         }
         let geometry = Geometry::new(depth).ok_or(Kind::OutOfTurn("Welcome"))?;
-        let page = LinkPage::open(page.as_fd(), geometry).map_err(Kind::Memory)?;
+        let page = LinkPage::open(page.as_fd(), geometry).map_err(unusable)?;
         kill_point!("welcome: page mapped");
         page.view().validate()?;
         let bell = Arc::new(Bell::from_fd(bell).map_err(Kind::Descriptor)?);
@@ -456,14 +517,14 @@ impl LinkRx {
             segments: HashMap::new(),
             announced: 0,
             last: None,
-            behind_gap: None,
+            aside: None,
             armed: false,
         }))
     }
 }
 
 impl Established {
-    fn map_segment(&mut self, segment: wire::Segment, fd: OwnedFd) -> Result<(), Ended> {
+    fn map_segment(&mut self, segment: wire::Segment, fd: OwnedFd) -> Result<(), Unread> {
         let wire::Segment { id, len, backing } = segment;
         let backing = match backing {
             BackingWire::Memfd => Backing::Memfd,
@@ -481,12 +542,29 @@ impl Established {
         }
         let len = usize::try_from(len).map_err(|_| Kind::OutOfBounds { segment: id, offset: 0, len })?;
         kill_point!("segment: received");
-        let mapping = memory::map_read_only(fd.as_fd(), len, backing).map_err(Kind::Memory)?;
+        let mapping = memory::map_read_only(fd.as_fd(), len, backing).map_err(unusable)?;
         kill_point!("segment: mapped");
         let segment = Arc::new(RemoteSegment { mapping, link: Arc::clone(&self.shared) });
         self.segments.insert(id, segment);
         self.announced = announced;
         Ok(())
+    }
+}
+
+/// Shared memory that could not be mapped, for want of room or by the publisher's fault.
+fn unusable(error: MemoryError) -> Unread {
+    if error.is_shortage() { Unread::Short(error) } else { Kind::Memory(error).into() }
+}
+
+impl From<Ended> for Unread {
+    fn from(ended: Ended) -> Self {
+        Self::Ended(ended)
+    }
+}
+
+impl<K: Into<Kind>> From<K> for Unread {
+    fn from(kind: K) -> Self {
+        Self::Ended(Ended::from(kind))
     }
 }
 

@@ -8,7 +8,7 @@ use tokio::runtime::Handle;
 
 use super::links::Acceptor;
 use super::shared::{Config, Shared};
-use super::task::TxTask;
+use super::task::{Published, TxTask};
 use super::{BindError, ShmPublisher};
 use crate::OnFull;
 use crate::access::Access;
@@ -139,21 +139,40 @@ impl ShmPublisherBuilder {
     /// # Panics
     ///
     /// If the runtime's I/O is not enabled (`enable_io` or `enable_all`).
-    pub fn bind(self) -> Result<ShmPublisher, BindError> {
+    pub fn bind(mut self) -> Result<ShmPublisher, BindError> {
         let topic = TopicName::new(&self.topic)?;
         check("queue", u64::from(self.queue), 1, u64::from(MAX_QUEUE))?;
         check("history", self.history as u64, 0, 65_536)?;
-        let handle = match self.runtime {
+        let handle = match self.runtime.take() {
             Some(handle) => handle,
             None => Handle::try_current().map_err(|_| BindError::NoRuntime)?,
         };
-        let failed = |source| BindError::Io { topic: self.topic.clone(), source };
-        let runtime_dir =
-            RuntimeDir::resolve(self.runtime_dir.as_deref(), self.access).map_err(DiscoveryError::from)?;
-        let mut directory = TopicDir::open(&runtime_dir, &topic)?;
+        let runtime_dir = RuntimeDir::resolve(self.runtime_dir.as_deref(), self.access.clone())
+            .map_err(DiscoveryError::from)?;
+        let bound = self.bind_in(&runtime_dir, topic.clone(), handle);
+        if bound.is_err()
+            && let Err(error) = TopicDir::remove_empty(&runtime_dir, &topic)
+        {
+            tracing::debug!(%error, "the topic's directory stays behind");
+        }
+        bound
+    }
+
+    fn bind_in(
+        self,
+        runtime_dir: &RuntimeDir,
+        topic: TopicName,
+        handle: Handle,
+    ) -> Result<ShmPublisher, BindError> {
+        let failed = |source| match DiscoveryError::io("preparing the publisher")(source) {
+            DiscoveryError::Os { source, .. } => BindError::Io { topic: self.topic.clone(), source },
+            shortage => shortage.into(),
+        };
+        let directory = TopicDir::open(runtime_dir, &topic)?;
         directory.remove_stale()?;
         let id = crate::sys::random::random_id().map_err(failed)?;
-        let listener = Arc::new(directory.publish(id)?);
+        let (listener, place) = Published::new(directory, id)?;
+        let listener = Arc::new(listener);
         let config = Config {
             topic,
             id,
@@ -167,7 +186,7 @@ impl ShmPublisherBuilder {
         let (notifier, waiter) = event();
         let shared = Shared::new(config, pool, Acceptor::new(Arc::clone(&listener)), notifier);
         let entered = handle.enter();
-        let task = TxTask::new(Arc::clone(&shared), waiter, listener, directory).map_err(failed)?;
+        let task = TxTask::new(Arc::clone(&shared), waiter, listener, place).map_err(failed)?;
         drop(entered);
         handle.spawn(task.run());
         Ok(ShmPublisher::from_shared(shared))

@@ -15,7 +15,7 @@ use crate::event::Waiter;
 use crate::pool::PooledSegment;
 use crate::reactor::Watched;
 use crate::sys::socket::Listener;
-use crate::topic::TopicDir;
+use crate::topic::{DiscoveryError, TopicDir};
 
 /// What the task owns. Dropped with it, finished or not: then nobody can find the publisher any more, and nobody waits
 /// for it in vain.
@@ -23,7 +23,7 @@ pub(crate) struct TxTask {
     shared: Arc<Shared>,
     waiter: Waiter,
     listener: Watched<Arc<Listener>>,
-    directory: TopicDir,
+    place: Published,
     /// Made in good time: what it is for is, among others, that no descriptor is to be had.
     timer: Watched<Timer>,
 }
@@ -36,10 +36,10 @@ impl TxTask {
         shared: Arc<Shared>,
         waiter: Waiter,
         listener: Arc<Listener>,
-        directory: TopicDir,
+        place: Published,
     ) -> std::io::Result<Self> {
         let timer = Watched::register(Timer::new()?)?;
-        Ok(Self { listener: Watched::register(listener)?, shared, waiter, directory, timer })
+        Ok(Self { listener: Watched::register(listener)?, shared, waiter, place, timer })
     }
 
     pub(crate) async fn run(self) {
@@ -57,7 +57,7 @@ impl TxTask {
             }
             if shared.is_closed() {
                 // Nobody is to find us any more; who has connected already is still welcomed and told the count.
-                self.withdraw();
+                self.place.withdraw();
                 if shared.try_finish() {
                     return;
                 }
@@ -103,14 +103,6 @@ impl TxTask {
         }
     }
 
-    /// Takes the socket out of the topic's directory.
-    fn withdraw(&self) {
-        kill_point!("withdraw: begun");
-        if let Err(error) = self.directory.withdraw(self.shared.config.id) {
-            tracing::debug!(%error, "the publisher's socket stays behind until the next bind or connect");
-        }
-    }
-
     fn set_timer(&self) {
         let due = self.shared.evict().into_iter().chain(self.shared.retry_in()).min();
         if let Some(due) = due {
@@ -126,9 +118,35 @@ impl TxTask {
     }
 }
 
-impl Drop for TxTask {
+/// The socket's name in the topic's directory; gone with this, so that a `bind` that fails afterwards leaves none.
+pub(crate) struct Published {
+    directory: TopicDir,
+    id: u128,
+}
+
+impl Published {
+    pub(crate) fn new(mut directory: TopicDir, id: u128) -> Result<(Listener, Self), DiscoveryError> {
+        let listener = directory.publish(id)?;
+        Ok((listener, Self { directory, id }))
+    }
+
+    fn withdraw(&self) {
+        kill_point!("withdraw: begun");
+        if let Err(error) = self.directory.withdraw(self.id) {
+            tracing::debug!(%error, "the publisher's socket stays behind until the next bind or connect");
+        }
+    }
+}
+
+impl Drop for Published {
     fn drop(&mut self) {
         self.withdraw();
+    }
+}
+
+impl Drop for TxTask {
+    fn drop(&mut self) {
+        self.place.withdraw();
         self.shared.die();
         self.shared.set_gone();
     }

@@ -4,10 +4,11 @@ use std::path::PathBuf;
 
 use super::busy::Busy;
 use super::core::Core;
+use super::waiting::Waits;
 use super::{BusyPoll, ConnectError, ShmSubscriber};
 use crate::OnFull;
 use crate::access::Access;
-use crate::topic::{DiscoveryError, RuntimeDir, TopicName, TopicWatch};
+use crate::topic::{DiscoveryError, RuntimeDir, TopicDir, TopicName, TopicWatch};
 
 const MAX_DEPTH: u32 = 65_536;
 
@@ -105,15 +106,32 @@ impl ShmSubscriberBuilder {
             return Err(ConnectError::OutOfBounds { what: "depth", min, max, actual });
         }
         let failed = |source| ConnectError::Io { topic: self.topic.clone(), source };
-        let runtime_dir =
-            RuntimeDir::resolve(self.runtime_dir.as_deref(), self.access).map_err(DiscoveryError::from)?;
-        let watch = TopicWatch::new(&runtime_dir, &topic)?;
+        let runtime_dir = RuntimeDir::resolve(self.runtime_dir.as_deref(), self.access.clone())
+            .map_err(DiscoveryError::from)?;
+        let id = crate::sys::random::random_id().map_err(failed)?;
+        match self.core(&runtime_dir, &topic, id) {
+            Ok(core) => Ok(ShmSubscriber { topic, core, watched: None }),
+            Err(error) => {
+                if let Err(error) = TopicDir::remove_empty(&runtime_dir, &topic) {
+                    tracing::debug!(%error, "the topic's directory stays behind");
+                }
+                Err(error.into())
+            }
+        }
+    }
+
+    fn core(
+        &self,
+        runtime_dir: &RuntimeDir,
+        topic: &TopicName,
+        id: u128,
+    ) -> Result<Core<Waits>, DiscoveryError> {
+        let watch = TopicWatch::new(runtime_dir, topic)?;
         watch.dir().remove_stale()?;
         kill_point!("connect: watching");
-        let id = crate::sys::random::random_id().map_err(failed)?;
         let busy = Busy::new(self.busy_poll);
         let mut core = Core::new(watch, id, self.depth, self.on_full, busy, self.end_with_last_publisher);
         core.scan()?;
-        Ok(ShmSubscriber { topic, core, watched: None })
+        Ok(core)
     }
 }

@@ -43,6 +43,8 @@ pub(super) struct Core<W> {
     end_with_last: bool,
     /// There has been a publisher.
     had_publisher: bool,
+    /// A look at the directory, or at its watch, failed half-way: to be done again, as nothing is going to wake us for it.
+    pub(super) behind: bool,
     /// Publishers that would not have us, or that we would not have any more: not tried again.
     shunned: HashSet<u128>,
 }
@@ -70,12 +72,23 @@ impl<W: Default> Core<W> {
             on_full,
             end_with_last,
             had_publisher: false,
+            behind: false,
             shunned: HashSet::new(),
         }
     }
 
     /// Connects to the publishers in the topic's directory that it is not connected to yet.
+    ///
+    /// # Errors
+    /// It may be called again, and goes on then. (One that cannot be connected to for want of a descriptor must not be passed
+    /// over: its messages would be missed without being counted.)
     pub(super) fn scan(&mut self) -> Result<(), DiscoveryError> {
+        let scanned = self.try_scan();
+        self.stats.publishers = self.peers.len();
+        scanned
+    }
+
+    fn try_scan(&mut self) -> Result<(), DiscoveryError> {
         let present = self.watch.dir().scan()?;
         self.shunned.retain(|id| present.contains(id));
         for id in present {
@@ -101,10 +114,13 @@ impl<W: Default> Core<W> {
                 }
                 // Its socket looks alive as long as a child of it has it open.
                 Err(LinkError::Ended) => self.watch.dir().remove(id)?,
+                Err(LinkError::Io(error)) => match DiscoveryError::io("connecting to a publisher")(error) {
+                    error if error.is_shortage() => return Err(error),
+                    error => tracing::warn!(%error, "cannot connect to a publisher"),
+                },
                 Err(error) => tracing::warn!(%error, "cannot connect to a publisher"),
             }
         }
-        self.stats.publishers = self.peers.len();
         Ok(())
     }
 
@@ -143,6 +159,7 @@ impl<W: Default> Core<W> {
                     self.turn = at;
                     return Some(Err(RecvError::Lagged(missed)));
                 }
+                Next::Short(shortage) => return Some(Err(shortage.into())),
                 // Contended: `has_something` goes on saying so, which keeps us from sleeping.
                 Next::Empty | Next::Contended => {}
                 Next::Ended(ended) => {
@@ -172,7 +189,13 @@ impl<W: Default> Core<W> {
 
     /// Reads the directory's changes, and connects to who has come.
     pub(super) fn read_watch(&mut self) -> Result<(), DiscoveryError> {
-        if self.watch.changes()? { self.scan() } else { Ok(()) }
+        // Until it is known better: the news is taken by the first call, and a failure of the second must not lose it.
+        let behind = std::mem::replace(&mut self.behind, true);
+        if self.watch.changes()? || behind {
+            self.scan()?;
+        }
+        self.behind = false;
+        Ok(())
     }
 
     pub(super) fn arm(&mut self) {

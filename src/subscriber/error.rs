@@ -1,6 +1,7 @@
 //! What can go wrong when receiving, one type an operation.
 
 use crate::link::Fault;
+use crate::sys::memory::MemoryError;
 use crate::topic::{DiscoveryError, TopicError};
 
 /// Why [`ShmSubscriber::connect`](crate::ShmSubscriber::connect) failed. That there is no publisher yet is no error.
@@ -81,12 +82,47 @@ pub enum RecvError {
     /// [`end_with_last_publisher`](crate::ShmSubscriberBuilder::end_with_last_publisher).
     #[error("the last publisher has closed the topic")]
     Closed,
+    /// This process has no descriptor or no memory left for what a publisher has sent, or to connect to one that came.
+    /// Nothing is lost by it: what was sent stays where it is, and every further call tries again.
+    #[error("{source}; nothing is lost: receive again once there is room")]
+    OutOfResources {
+        /// What there is too little of, and how to get more: a [`MemoryError`](crate::MemoryError) or a
+        /// [`DiscoveryError`](crate::DiscoveryError).
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// The time given ran out; only from the calls that take one.
     #[error("no message came in time")]
     TimedOut,
     /// The system refused something that receiving cannot go on without.
     #[error("cannot receive any more")]
-    Io(#[from] std::io::Error),
+    Io(#[source] std::io::Error),
+}
+
+impl From<MemoryError> for RecvError {
+    /// Of a shortage.
+    fn from(error: MemoryError) -> Self {
+        Self::OutOfResources { source: error.into() }
+    }
+}
+
+impl From<DiscoveryError> for RecvError {
+    fn from(error: DiscoveryError) -> Self {
+        if error.is_shortage() {
+            Self::OutOfResources { source: error.into() }
+        } else {
+            Self::Io(std::io::Error::other(error))
+        }
+    }
+}
+
+impl From<std::io::Error> for RecvError {
+    /// Of a call that waiting needs.
+    fn from(error: std::io::Error) -> Self {
+        match DiscoveryError::io("waiting for messages")(error) {
+            DiscoveryError::Os { source, .. } => Self::Io(source),
+            shortage => shortage.into(),
+        }
+    }
 }
 
 /// Why [`ShmSubscriber::try_recv`](crate::ShmSubscriber::try_recv) has no message.

@@ -17,7 +17,6 @@ use crate::reactor::Watched;
 use crate::sys::bell::Bell;
 use crate::sys::clock::monotonic_ns;
 use crate::sys::socket::Connection;
-use crate::topic::DiscoveryError;
 
 /// Looks at memory between two returns to the runtime.
 const LOOKS: usize = 16;
@@ -158,8 +157,8 @@ impl Core<Waits> {
         if watched.is_none() {
             *watched = Some(Watched::register(self.watch.as_fd().try_clone_to_owned()?)?);
         }
-        if poll_ready(watched, cx)? {
-            self.read_watch().map_err(into_io)?;
+        if poll_ready(watched, cx)? || self.behind {
+            self.read_watch()?;
             any = true;
         }
         Ok(any)
@@ -176,7 +175,11 @@ impl Core<Waits> {
             if self.established() >= n {
                 return Poll::Ready(Ok(()));
             }
-            match self.poll_events(watched, cx) {
+            let events = self.poll_events(watched, cx);
+            if let Some(shortage) = self.peers.iter_mut().find_map(|peer| peer.link.take_shortage()) {
+                return Poll::Ready(Err(shortage.into()));
+            }
+            match events {
                 Ok(true) if self.peers.iter().any(|peer| peer.link.is_unread()) => {
                     cx.waker().wake_by_ref();
                     return Poll::Pending;
@@ -193,7 +196,7 @@ impl Core<Waits> {
         for peer in &mut self.peers {
             peer.link.read_socket();
         }
-        self.read_watch().map_err(into_io)
+        Ok(self.read_watch()?)
     }
 
     /// The same, at most once a millisecond: for callers that look again and again, of whom most want no system call.
@@ -294,6 +297,11 @@ impl Core<Waits> {
         let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
         // Past the deadline it looks without sleeping: a caller with no time at all must learn of publishers, too.
         let late = left.is_some_and(|left| left.is_zero());
+        if self.behind {
+            // Nothing is going to wake us for what is to be done again.
+            self.read_watch()?;
+            return Ok(!late);
+        }
         // Longer than the kernel can count is as good as for ever.
         let timeout = left.and_then(|left| Timespec::try_from(left).ok());
         let mut sockets = Vec::new();
@@ -337,7 +345,7 @@ impl Core<Waits> {
             self.peers[at].link.process_ended();
         }
         if directory {
-            self.read_watch().map_err(into_io)?;
+            self.read_watch()?;
         }
         Ok(!late)
     }
@@ -378,8 +386,4 @@ fn is_theirs(error: &io::Error) -> bool {
     use rustix::io::Errno;
     let errno = error.raw_os_error().map(Errno::from_raw_os_error);
     matches!(errno, Some(Errno::LOOP | Errno::INVAL | Errno::PERM | Errno::EXIST))
-}
-
-fn into_io(error: DiscoveryError) -> RecvError {
-    RecvError::Io(io::Error::other(error))
 }

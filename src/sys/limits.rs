@@ -24,6 +24,11 @@ impl Limit {
         Self(getrlimit(Resource::Memlock).current)
     }
 
+    /// The soft `RLIMIT_AS`, in bytes.
+    pub(crate) fn address_space() -> Self {
+        Self(getrlimit(Resource::As).current)
+    }
+
     /// A number under `/proc/sys`.
     pub(crate) fn sysctl(path: &str) -> Self {
         Self(std::fs::read_to_string(path).ok().and_then(|text| text.trim().parse().ok()))

@@ -121,9 +121,14 @@ impl TopicDir {
     ///
     /// `self` stays open on what may be removed now.
     pub(crate) fn leave(&self) -> Result<(), DiscoveryError> {
+        Self::remove_empty(&self.runtime, &self.name)
+    }
+
+    /// The same for whoever could not even open it, or has closed it: without a descriptor to spare, none can be opened either.
+    pub(crate) fn remove_empty(runtime: &RuntimeDir, name: &TopicName) -> Result<(), DiscoveryError> {
         // Removed with all that was in it, by whoever made it: nothing is left to leave.
-        let Some(root) = self.runtime.open_existing()? else { return Ok(()) };
-        let mut path = relative_path(&self.name);
+        let Some(root) = runtime.open_existing()? else { return Ok(()) };
+        let mut path = relative_path(name);
         loop {
             match unlinkat(&root, &*path, AtFlags::REMOVEDIR) {
                 // Somebody else was quicker, and may have been killed before they came to the next.

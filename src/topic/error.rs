@@ -12,7 +12,7 @@ use std::io;
 pub enum DiscoveryError {
     /// The directory that all topics live in cannot be used.
     #[error(transparent)]
-    RuntimeDir(#[from] RuntimeDirError),
+    RuntimeDir(RuntimeDirError),
     /// The topic's directory cannot be watched.
     #[error(transparent)]
     Watch(#[from] WatchError),
@@ -24,6 +24,28 @@ pub enum DiscoveryError {
     Descriptors {
         /// The soft limit.
         limit: Limit,
+        /// The error of the OS.
+        source: io::Error,
+    },
+    /// The file system of the runtime directory is full.
+    #[error(
+        "{action} failed: no space is left where the runtime directory is; make some there, or name another directory in \
+         TOKIO_SHM_DIR"
+    )]
+    Full {
+        /// What was tried.
+        action: &'static str,
+        /// The error of the OS.
+        source: io::Error,
+    },
+    /// This process may not read or change what is in the runtime directory.
+    #[error(
+        "{action} failed: the runtime directory, or something in it, is read-only or closed to this process; open it, or name \
+         another directory in TOKIO_SHM_DIR"
+    )]
+    NotPermitted {
+        /// What was tried.
+        action: &'static str,
         /// The error of the OS.
         source: io::Error,
     },
@@ -45,18 +67,38 @@ pub enum DiscoveryError {
     },
 }
 
+impl From<RuntimeDirError> for DiscoveryError {
+    fn from(error: RuntimeDirError) -> Self {
+        match error {
+            RuntimeDirError::Open { source, .. } if Errno::from_io_error(&source) == Some(Errno::MFILE) => {
+                Self::Descriptors { limit: Limit::open_files(), source }
+            }
+            error => Self::RuntimeDir(error),
+        }
+    }
+}
+
 impl DiscoveryError {
+    /// Whether it was for want of a descriptor, or the like, and may succeed once there is one.
+    pub(crate) fn is_shortage(&self) -> bool {
+        use WatchError::{Instances, Watches};
+        matches!(
+            self,
+            Self::Descriptors { .. }
+                | Self::Watch(Instances { .. } | Watches { .. } | WatchError::Descriptors { .. })
+        )
+    }
+
     pub(super) fn os(action: &'static str) -> impl Fn(Errno) -> Self {
         move |errno| Self::io(action)(errno.into())
     }
 
-    pub(super) fn io(action: &'static str) -> impl Fn(io::Error) -> Self {
-        move |source| {
-            if source.raw_os_error() == Some(Errno::MFILE.raw_os_error()) {
-                Self::Descriptors { limit: Limit::open_files(), source }
-            } else {
-                Self::Os { action, source }
-            }
+    pub(crate) fn io(action: &'static str) -> impl Fn(io::Error) -> Self {
+        move |source| match Errno::from_io_error(&source) {
+            Some(Errno::MFILE) => Self::Descriptors { limit: Limit::open_files(), source },
+            Some(Errno::NOSPC | Errno::DQUOT) => Self::Full { action, source },
+            Some(Errno::ROFS | Errno::ACCESS | Errno::PERM) => Self::NotPermitted { action, source },
+            _ => Self::Os { action, source },
         }
     }
 }

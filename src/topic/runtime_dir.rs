@@ -159,7 +159,9 @@ pub enum RuntimeDirError {
         source: io::Error,
     },
     /// It exists and cannot be opened.
-    #[error("cannot open the runtime directory {path:?}")]
+    #[error(
+        "cannot open the runtime directory {path:?}; repair it, or name another directory in TOKIO_SHM_DIR"
+    )]
     Open {
         /// Its path.
         path: PathBuf,

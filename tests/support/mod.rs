@@ -86,6 +86,17 @@ pub(crate) fn spawn_bounded<T: Send + 'static>(
     }
 }
 
+/// Whether `command` may be run here, and does not fail; says so if not.
+pub(crate) fn is_allowed(command: &[&str]) -> bool {
+    let mut child = Command::new(command[0]);
+    child.args(&command[1..]).arg("true").stdin(Stdio::null()).stderr(Stdio::null()).stdout(Stdio::null());
+    let allowed = child.status().is_ok_and(|status| status.success());
+    if !allowed {
+        println!("SKIPPED: `{}` is not permitted here", command.join(" "));
+    }
+    allowed
+}
+
 /// Random enough to vary what happens; the same in each run.
 pub(crate) struct Random(u64);
 

@@ -27,10 +27,28 @@ pub enum MemoryError {
         source: io::Error,
     },
     /// There is no memory left, in the host or in the container.
-    #[error("no memory for {len} bytes of shared memory")]
+    #[error(
+        "no memory for {len} bytes of shared memory: the host or the container has none left; lower max_bytes, or give it \
+         more"
+    )]
     OutOfMemory {
         /// The length asked for.
         len: usize,
+        /// The error of the OS.
+        source: io::Error,
+    },
+    /// The process may not map any more.
+    #[error(
+        "cannot map {len} bytes of shared memory: the limit RLIMIT_AS is {address_space} bytes (`ulimit -v` counts in KiB, or \
+         LimitAS= in a systemd unit), and vm.max_map_count {mappings} mappings; raise the one that was reached"
+    )]
+    AddressSpace {
+        /// The length asked for.
+        len: usize,
+        /// The soft limit of the process's addresses, in bytes.
+        address_space: Limit,
+        /// How many mappings a process may have.
+        mappings: Limit,
         /// The error of the OS.
         source: io::Error,
     },
@@ -100,9 +118,28 @@ impl MemoryError {
 
     pub(super) fn mapping(len: usize) -> impl Fn(Errno) -> Self {
         move |errno| match errno {
-            Errno::NOMEM => Self::OutOfMemory { len, source: errno.into() },
+            Errno::NOMEM => Self::AddressSpace {
+                len,
+                address_space: Limit::address_space(),
+                mappings: Limit::sysctl("/proc/sys/vm/max_map_count"),
+                source: errno.into(),
+            },
             _ => Self::Os { action: "mapping shared memory", source: errno.into() },
         }
+    }
+
+    /// Of a peer's packet, with shared memory in it, that was not received. `Err`: it was not for want of a descriptor.
+    pub(crate) fn receiving(source: io::Error) -> Result<Self, io::Error> {
+        if source.raw_os_error() == Some(Errno::MFILE.raw_os_error()) {
+            Ok(Self::Descriptors { limit: Limit::open_files(), source })
+        } else {
+            Err(source)
+        }
+    }
+
+    /// Whether it is this process, or its host, that has too little, rather than the peer's shared memory that is wrong.
+    pub(crate) fn is_shortage(&self) -> bool {
+        matches!(self, Self::Descriptors { .. } | Self::OutOfMemory { .. } | Self::AddressSpace { .. })
     }
 }
 

@@ -100,12 +100,32 @@ impl Connection {
     /// # Errors
     /// `EMFILE` when this process had no descriptors left for those in the packet, which is then lost.
     pub(crate) fn recv(&self, buf: &mut [u8]) -> io::Result<Received> {
+        self.receive(buf, RecvFlags::empty())
+    }
+
+    /// Looks at the next packet, with descriptors of its own for those that it carries, and leaves it where it is: so that a
+    /// receiver who has no room for it loses nothing. Nobody else may receive meanwhile.
+    ///
+    /// # Errors
+    /// As [`recv`](Self::recv), except that nothing is lost.
+    pub(crate) fn peek(&self, buf: &mut [u8]) -> io::Result<Received> {
+        self.receive(buf, RecvFlags::PEEK)
+    }
+
+    /// Takes off the packet that was looked at; the descriptors in it are closed.
+    pub(crate) fn discard(&self) {
+        while let Err(Errno::INTR | Errno::CONNRESET) =
+            rustix::net::recv(&self.fd, &mut [0_u8], RecvFlags::DONTWAIT)
+        {}
+    }
+
+    fn receive(&self, buf: &mut [u8], flags: RecvFlags) -> io::Result<Received> {
         // A little more room than needed (for alignment): what arrives beyond the limit is closed below.
         let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(MAX_FDS))];
         let (message, fds, too_many) = loop {
             let mut control = RecvAncillaryBuffer::new(&mut space);
             // TRUNC has the kernel say how long the packet was, rather than how much of it there was room for.
-            let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC | RecvFlags::TRUNC;
+            let flags = flags | RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC | RecvFlags::TRUNC;
             match recvmsg(&self.fd, &mut [IoSliceMut::new(buf)], &mut control, flags) {
                 Ok(message) => {
                     let (fds, too_many) = take_fds(&mut control);
