@@ -427,7 +427,7 @@ proptest! {
 }
 
 #[test]
-fn memory_that_may_not_be_locked_is_an_error_that_names_the_limit_and_leaves_nothing() {
+fn limit_memory_that_may_not_be_locked_is_an_error_that_names_the_limit_and_leaves_nothing() {
     let dir = Dir::new();
     let mut peer = Peer::start("role_locks_memory", &dir);
     assert_eq!(peer.hear(), "nothing left behind");

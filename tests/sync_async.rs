@@ -461,7 +461,7 @@ fn runtime_goes(runtime: Runtime, going: Going) {
 }
 
 #[test]
-fn runtime_dropped_releases_everybody() {
+fn limit_runtime_dropped_releases_everybody() {
     for _ in 0..10 {
         runtime_goes(multi_thread(), Going::Dropped);
         runtime_goes(current_thread(), Going::Dropped);
@@ -469,7 +469,7 @@ fn runtime_dropped_releases_everybody() {
 }
 
 #[test]
-fn runtime_shut_down_in_the_background_releases_everybody() {
+fn limit_runtime_shut_down_in_the_background_releases_everybody() {
     for _ in 0..10 {
         runtime_goes(multi_thread(), Going::InTheBackground);
         runtime_goes(current_thread(), Going::InTheBackground);
@@ -477,7 +477,7 @@ fn runtime_shut_down_in_the_background_releases_everybody() {
 }
 
 #[test]
-fn close_under_way_when_the_runtime_goes_says_so() {
+fn limit_close_under_way_when_the_runtime_goes_says_so() {
     let dir = Dir::new();
     let runtime = multi_thread();
     let publisher = dir.publisher("t").queue(1).runtime(runtime.handle().clone()).bind().unwrap();
@@ -497,7 +497,7 @@ fn close_under_way_when_the_runtime_goes_says_so() {
 
 /// In the middle of traffic: what arrives is what was accepted, in order, up to some point.
 #[test]
-fn runtime_gone_amid_traffic_leaves_nobody_waiting() {
+fn limit_runtime_gone_amid_traffic_leaves_nobody_waiting() {
     for round in 0..40 {
         let dir = Dir::new();
         let runtime = multi_thread();

@@ -195,12 +195,12 @@ fn watches_of_many_threads_never_miss_a_wake_up() {
 
 /// Descriptors and limits belong to the process.
 #[test]
-fn instance_is_one_and_is_kept() {
+fn limit_inotify_instance_is_one_and_is_kept() {
     crate::sys::testing::run_alone("sys::inotify::tests::child_one_instance");
 }
 
 #[test]
-#[ignore = "the child half of instance_is_one_and_is_kept"]
+#[ignore = "the child half of limit_inotify_instance_is_one_and_is_kept"]
 fn child_one_instance() {
     if !crate::sys::testing::is_alone() {
         return;
