@@ -113,7 +113,9 @@ impl Between {
         };
         let text = whole(&error);
         assert!(text.contains(expected), "{case}: {text:?} does not say {expected:?}");
-        assert!(matches!(error, RecvError::PeerMisbehaved { publisher, .. } if publisher == self.hostile.id));
+        let told =
+            matches!(error, RecvError::PeerMisbehaved { publisher, .. } if publisher == self.hostile.id);
+        assert!(told, "{case}: {error:?}");
         // The link's socket lives for as long as a sample.
         drop(self.held.take());
         assert!(matches!(self.wire.hear_out(), None | Some(Frame::Leave)), "{case}: hung up");
@@ -439,7 +441,7 @@ const DEEDS: &[Deed] = &[
             let len = memory::host_memory();
             announce_as(this, memfd(len, SEGMENT_SEALS), len, BackingWire::Memfd);
         },
-        "no memory for",
+        "never allocated by who made it",
     ),
     (
         "a segment retired that never was",

@@ -182,7 +182,7 @@ pub(crate) fn map_read_only(
     };
     if missing > 0 && available_memory().is_some_and(|free| missing > free / 2) {
         // It costs the maker nothing to announce what it has not allocated; whoever reads it is who allocates it.
-        return Err(describe_shortage(backing, len, Errno::NOMEM));
+        return Err(MemoryError::Unallocated { len, missing });
     }
     let mapping =
         Mapping::new(fd, len, ProtFlags::READ, MapFlags::empty()).map_err(MemoryError::mapping(len))?;
@@ -192,6 +192,7 @@ pub(crate) fn map_read_only(
         Err(Errno::INVAL) if missing == 0 => Ok(mapping),
         // Here, where it is an error, rather than as SIGBUS later: a page that the maker had not allocated, and that is
         // not to be had. (EFAULT is what a SIGBUS becomes.)
+        Err(_) if missing > 0 => Err(MemoryError::Unallocated { len, missing }),
         Err(errno) => {
             Err(describe_shortage(backing, len, if errno == Errno::FAULT { Errno::NOMEM } else { errno }))
         }

@@ -37,6 +37,16 @@ pub enum MemoryError {
         /// The error of the OS.
         source: io::Error,
     },
+    /// Its maker has not allocated all of it, and there is not the memory to do so here.
+    #[error(
+        "{missing} of {len} bytes of shared memory were never allocated by who made it, and there is no memory for them"
+    )]
+    Unallocated {
+        /// The length of it all.
+        len: usize,
+        /// How much has not been allocated, in bytes.
+        missing: u64,
+    },
     /// The process may not map any more.
     #[error(
         "cannot map {len} bytes of shared memory: the limit RLIMIT_AS is {address_space} bytes (`ulimit -v` counts in KiB, or \
