@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 use crate::OnFull::{self, DropNewest, DropOldest, Wait};
 use crate::sys::clock::monotonic_ns;
 use crate::sys::random::random_id;
-use crate::sys::testing::run_alone;
+use crate::sys::testing::{abort, run_alone};
 
 /// No wait for a victim is longer.
 const LIMIT: Duration = Duration::from_secs(20);
@@ -199,6 +199,15 @@ fn report(output: &str) {
 /// How many kills each of the two tests does.
 fn goal() -> usize {
     std::env::var("TOKIO_SHM_KILLS").map_or(1_200, |count| count.parse().expect("a number")) / 2
+}
+
+/// Ends the survivors' process if it hangs where no other wait is bounded.
+fn end_if_it_hangs() {
+    let limit = Duration::from_secs(100) + Duration::from_millis(100) * goal() as u32;
+    std::thread::spawn(move || {
+        std::thread::sleep(limit);
+        abort("the survivors hang");
+    });
 }
 
 /// Goes through the cases again and again, until the goal is reached, with the next victim ready all the time.

@@ -12,8 +12,8 @@ use tokio::task::JoinHandle;
 
 use super::victim::{Heard, Victim};
 use super::{
-    ALL, Case, End, Fallible, PUBLISHERS, Tally, at_once, check, footprint, private_dir, random_below, run,
-    sleep_for_a_random_time, sockets,
+    ALL, Case, End, Fallible, PUBLISHERS, Tally, at_once, check, end_if_it_hangs, footprint, private_dir,
+    random_below, run, sleep_for_a_random_time, sockets,
 };
 use crate::sys::clock::monotonic_ns;
 use crate::sys::testing::is_alone;
@@ -30,6 +30,7 @@ fn child_publishers_killed() {
     if !is_alone() {
         return;
     }
+    end_if_it_hangs();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let mut stages: Vec<_> = ALL.iter().map(|on_full| Stage::new(&runtime, *on_full)).collect();
     // With all that is made only once; the survivors are connected to nobody.

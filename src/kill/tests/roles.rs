@@ -15,6 +15,9 @@ use crate::{OnFull, RecvError, ShmPoolConfig, ShmPublisher, ShmSample, ShmSubscr
 
 /// A victim's depth: little, so that it is soon full.
 pub(super) const DEPTH: u32 = 4;
+/// A witness's depth: a slow one must not have as many messages of the middle sizes as the pool has room for, because
+/// what is given up for memory's sake may be another's.
+pub(super) const WITNESS_DEPTH: u32 = 64;
 /// A victim's tx queue.
 pub(super) const QUEUE: u32 = 2;
 
@@ -136,7 +139,7 @@ fn subscriber(script: &str, dir: &Path) {
 
 /// Receives everything, in order, and answers when it is asked how much that was.
 fn witness(dir: &Path) {
-    let mut subscriber = ShmSubscriber::builder("t").runtime_dir(dir).depth(256).connect().unwrap();
+    let mut subscriber = ShmSubscriber::builder("t").runtime_dir(dir).depth(WITNESS_DEPTH).connect().unwrap();
     loop {
         match subscriber.blocking_recv() {
             Ok(sample) => {

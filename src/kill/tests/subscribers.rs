@@ -8,11 +8,11 @@ use tokio::runtime::Runtime;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::task::JoinHandle;
 
-use super::roles::{DEPTH, QUEUE};
+use super::roles::{DEPTH, QUEUE, WITNESS_DEPTH};
 use super::victim::Victim;
 use super::{
     ALL, AT_ONCE, Case, End, Fallible, LIMIT, MIB, POOL, SIZES, SUBSCRIBERS, Tally, at_once, check,
-    footprint, message, private_dir, random_below, run, since, sleep_for_a_random_time,
+    end_if_it_hangs, footprint, message, private_dir, random_below, run, since, sleep_for_a_random_time,
 };
 use crate::sys::clock::monotonic_ns;
 use crate::sys::testing::is_alone;
@@ -27,6 +27,7 @@ fn child_subscribers_killed() {
     if !is_alone() {
         return;
     }
+    end_if_it_hangs();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let mut stages: Vec<_> = ALL.iter().map(|on_full| Stage::new(&runtime, *on_full)).collect();
     // With all that is made only once.
@@ -34,10 +35,13 @@ fn child_subscribers_killed() {
     let before = footprint();
     run("subscribers", SUBSCRIBERS, |case, on_full, victim, tally| {
         let stage = stages.iter_mut().find(|stage| stage.on_full == on_full).expect("one for each policy");
-        let result = stage.round(case, victim, tally);
-        // Where something was wrong, the next round is to begin as if nothing had been.
-        stage.stop()?;
-        result
+        stage.round(case, victim, tally).map_err(|fault| {
+            let seen = stage.witness.fault.lock().unwrap().take();
+            let state = format!("{:?}, {:?}", stage.publisher.stats(), stage.publisher.pool().stats());
+            // The next round is to begin as if nothing had been.
+            let stopped = stage.stop().err();
+            format!("{fault}; the witness: {seen:?}; {state}; {stopped:?}")
+        })
     });
     stages.iter_mut().for_each(|stage| stage.come_to_rest().unwrap());
     at_once("descriptors and mappings are what they were", || footprint() == before)
@@ -70,7 +74,7 @@ impl Stage {
         let publisher = builder.on_full(on_full).queue(QUEUE).bind().unwrap();
         let mut remote = Victim::start();
         remote.order("witness", "", on_full, None, dir.path()).unwrap();
-        let builder = ShmSubscriber::builder("t").runtime_dir(dir.path()).depth(256);
+        let builder = ShmSubscriber::builder("t").runtime_dir(dir.path()).depth(WITNESS_DEPTH);
         let subscriber = builder.end_with_last_publisher(true).connect().unwrap();
         let witness = Arc::new(Witness::default());
         let watching = runtime.spawn(watch(subscriber, on_full, Arc::clone(&witness)));
@@ -282,7 +286,7 @@ async fn send(
             spans.push((start, monotonic_ns()));
             let done = traffic.done.fetch_add(1, Ordering::SeqCst) + 1;
             // Where nobody has to wait for the witness it must not lag for being slow.
-            while done - witness.next.load(Ordering::SeqCst) > 64 {
+            while done.saturating_sub(witness.next.load(Ordering::SeqCst)) > u64::from(WITNESS_DEPTH) / 2 {
                 tokio::task::yield_now().await;
             }
             if done.is_multiple_of(8) {
@@ -307,16 +311,22 @@ struct Witness {
 async fn watch(mut subscriber: ShmSubscriber, on_full: OnFull, witness: Arc<Witness>) {
     loop {
         let due = witness.next.load(Ordering::SeqCst);
-        let seen = match subscriber.recv().await {
-            Ok(sample) if sample.seq() == due => check(&sample, due).map(|()| 1),
-            Ok(sample) => Err(format!("message {} came where {due} was due", sample.seq())),
-            Err(RecvError::Lagged(missed)) if witness.may_lag.load(Ordering::SeqCst) => Ok(missed),
+        let (next, right) = match subscriber.recv().await {
+            Ok(sample) if sample.seq() == due => (due + 1, check(&sample, due)),
+            Ok(sample) => {
+                (sample.seq() + 1, Err(format!("message {} came where {due} was due", sample.seq())))
+            }
+            Err(RecvError::Lagged(missed)) if witness.may_lag.load(Ordering::SeqCst) => {
+                (due + missed, Ok(()))
+            }
+            Err(RecvError::Lagged(missed)) => (due + missed, Err(format!("{missed} messages were missed"))),
             Err(RecvError::Closed) => return,
-            Err(error) => Err(format!("with {on_full:?}: {error}")),
+            Err(error) => (due, Err(error.to_string())),
         };
-        match seen {
-            Ok(seen) => drop(witness.next.fetch_add(seen, Ordering::SeqCst)),
-            Err(fault) => drop(witness.fault.lock().unwrap().get_or_insert(fault)),
+        if let Err(fault) = right {
+            witness.fault.lock().unwrap().get_or_insert(format!("with {on_full:?}: {fault}"));
         }
+        // Last: whoever waits for it looks for faults then.
+        witness.next.store(next, Ordering::SeqCst);
     }
 }
