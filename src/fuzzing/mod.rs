@@ -59,10 +59,43 @@ mod tests {
         }
     }
 
-    #[test]
-    fn hostile_subscriber_cannot_keep_what_a_publisher_has() {
+    fn private_dir() -> tempfile::TempDir {
         let dir = tempfile::tempdir().unwrap();
         std::fs::set_permissions(&dir, std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
+        dir
+    }
+
+    /// What fuzzing has found to go different ways. A package from the registry comes without it.
+    fn corpus(target: &str) -> impl Iterator<Item = Vec<u8>> {
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(target);
+        let files = std::fs::read_dir(path).into_iter().flatten();
+        files.map(|file| std::fs::read(file.unwrap().path()).unwrap())
+    }
+
+    fn input<T: for<'a> Arbitrary<'a>>(bytes: &[u8]) -> T {
+        T::arbitrary_take_rest(Unstructured::new(bytes)).unwrap()
+    }
+
+    #[test]
+    fn hostile_corpora_break_no_promise() {
+        corpus("wire").for_each(|packet| wire(&packet));
+        for bytes in corpus("page") {
+            let (depth, ops) = input::<(u8, Vec<Op>)>(&bytes);
+            page(depth, &ops);
+        }
+        let dir = private_dir();
+        let stage = Stage::new(dir.path());
+        for bytes in corpus("handshake") {
+            match input::<(bool, Vec<Step>)>(&bytes) {
+                (true, steps) => subscriber(&steps),
+                (false, steps) => stage.publisher(&steps),
+            }
+        }
+    }
+
+    #[test]
+    fn hostile_subscriber_cannot_keep_what_a_publisher_has() {
+        let dir = private_dir();
         let stage = Stage::new(dir.path());
         proptest!(|(steps in made::<Step>(100))| stage.publisher(&steps));
     }

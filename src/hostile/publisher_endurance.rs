@@ -8,7 +8,7 @@ use super::publisher::Attacked;
 use super::subscriber::DEPTH;
 use super::*;
 use crate::proto::wire::RefusedReason;
-use crate::publisher::links::SILENT_MAX;
+use crate::publisher::links::{ACCEPT_MAX, SILENT_MAX};
 use crate::sys::testing::{drop_capabilities, is_alone, open_descriptors, run_alone, set_limit};
 use crate::{ShmPoolConfig, TryRecvError};
 
@@ -64,7 +64,7 @@ fn child_flood() {
     if !is_alone() {
         return;
     }
-    set_limit(Resource::Nofile, 8192);
+    set_limit(Resource::Nofile, 16_384);
     let mut this = Attacked::new();
     let (path, id) = (this.place.0.path().to_owned(), this.publisher.id());
     let runtime = RuntimeDir::resolve(Some(&path), crate::access::Access::default()).unwrap();
@@ -72,7 +72,7 @@ fn child_flood() {
     let flood = Again::and_again(move |turn| {
         // Fails where too many are in line.
         if let Ok(connection) = topic.connect(id)
-            && turn.is_multiple_of(2)
+            && turn.is_multiple_of(16)
         {
             Wire(connection).say(hello(64, OnFullWire::Wait), &[]);
         }
@@ -86,6 +86,32 @@ fn child_flood() {
     this.finish();
 }
 
+/// Whoever sends accepts some of those in line, and leaves the rest to the tx task: there may be no end to them.
+#[test]
+fn hostile_line_of_subscribers_is_accepted_in_more_than_one_go() {
+    run_alone("hostile::publisher_endurance::child_line");
+}
+
+#[test]
+#[ignore = "the child half of hostile_line_of_subscribers_…"]
+fn child_line() {
+    if !is_alone() {
+        return;
+    }
+    set_limit(Resource::Nofile, 4096);
+    let place = Place::new();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let publisher = place.publisher().runtime(runtime.handle().clone()).bind().unwrap();
+    let line: Vec<_> = (0..2 * ACCEPT_MAX + 1).map(|_| Guest::connect(&place, &publisher)).collect();
+    for wire in &line {
+        assert!(wire.say(hello(1, OnFullWire::Wait), &[]));
+    }
+    publisher.try_send([1]).unwrap();
+    assert_eq!(publisher.subscriber_count(), ACCEPT_MAX);
+    let all = publisher.wait_for_subscribers(line.len());
+    runtime.block_on(async { tokio::time::timeout(LIMIT, all).await }).expect("the rest");
+}
+
 #[test]
 fn hostile_subscriber_that_never_reads_loses_its_own_messages_only() {
     run_alone("hostile::publisher_endurance::child_never_reads");
@@ -97,7 +123,7 @@ fn child_never_reads() {
     if !is_alone() {
         return;
     }
-    set_limit(Resource::Nofile, 8192);
+    set_limit(Resource::Nofile, 16_384);
     let pool = ShmPoolConfig::new().pooling(false);
     let mut this = Attacked::with(|builder| builder.pool(pool));
     let deep = Guest::of(&this.place, &this.publisher, 5_000, OnFullWire::DropNewest);

@@ -3,7 +3,7 @@
 use super::subscriber::{Between, DEPTH, LEN, announce, segment_fd};
 use super::*;
 use crate::RecvError;
-use crate::link::SEGMENTS_MAX;
+use crate::link::{LinkRx, SEGMENTS_MAX};
 use crate::proto::ring::Descriptor;
 use crate::proto::wire::{BackingWire, RefusedReason};
 use crate::sys::testing::{is_alone, run_alone};
@@ -176,21 +176,47 @@ fn hostile_publishers_that_scribble_harm_only_their_links() {
     }
 }
 
-/// A publisher that goes on as fast as its messages are taken, which never ends either.
+/// A publisher that goes on as fast as its messages are taken, which never ends either: it need only move the tail.
 #[test]
 fn hostile_publisher_that_goes_on_does_not_keep_a_subscriber_from_leaving() {
-    let (mut this, mut gifts) = Between::welcomed();
-    this.exchange().unwrap();
-    assert!(this.wire.say(announce(1, LEN, BackingWire::Memfd), &[segment_fd().as_fd()]));
-    let going_on = Again::and_again(move |_| {
-        let seq = gifts.producer.position();
-        let queued =
-            seq.wrapping_sub(gifts.page.view().control.head.load(std::sync::atomic::Ordering::Relaxed));
-        if queued < u64::from(DEPTH) {
-            let ticket = (seq % u64::from(DEPTH)) as u32;
-            gifts.producer.push(gifts.page.view(), Descriptor { seq, segment: 1, offset: 0, len: 8, ticket });
-        }
+    let (place, depth) = (Place::new(), 1 << 16);
+    let host = Host::new(&place);
+    let mut subscriber = place.subscriber().depth(depth).connect().unwrap();
+    let (wire, _) = host.accept();
+    let gifts = Arc::new(Gifts::new(depth));
+    assert!(wire.say(host.welcome(depth), &gifts.fds()));
+    assert!(subscriber.blocking_recv_timeout(Duration::ZERO).is_err());
+    assert_eq!(subscriber.publisher_count(), 1);
+    let publisher = Arc::clone(&gifts);
+    let _going_on = Again::and_again(move |_| {
+        let control = publisher.page.view().control;
+        control.sent.tail.store(control.head.load(Ordering::Acquire) + u64::from(depth), Ordering::Release);
     });
-    drop(this.subscriber);
-    drop(going_on);
+    let (left, has_left) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        drop(subscriber);
+        let _ = left.send(());
+    });
+    has_left.recv_timeout(LIMIT).expect("it has left");
+    let taken = gifts.page.view().control.head.load(Ordering::Acquire);
+    assert!(taken <= depth.into(), "took {taken} messages before it left");
+}
+
+#[test]
+fn hostile_frames_by_the_hundred_are_not_all_read_in_one_go() {
+    let (ours, theirs) = crate::sys::socket::pair().unwrap();
+    let (wire, gifts, fd) = (Wire(theirs), Gifts::new(DEPTH), segment_fd());
+    let mut link = LinkRx::begin(1, ours, DEPTH, None, 1, &crate::access::Access::default()).unwrap();
+    let on_full = OnFullWire::Wait;
+    let welcome = Welcome { publisher: 1, expect_seq: 0, next_seq: 0, depth: DEPTH, on_full };
+    assert!(wire.say(Frame::Welcome(welcome), &gifts.fds()));
+    for _ in 0..50 {
+        assert!(wire.say(announce(1, LEN, BackingWire::Memfd), &[fd.as_fd()]));
+        assert!(wire.say(Frame::Retire { id: 1 }, &[]));
+    }
+    link.read_socket();
+    // It has to be read again, though its readiness has been taken.
+    assert!(link.is_unread() && link.has_something());
+    link.read_socket();
+    assert!(!link.is_unread() && !link.has_something());
 }
