@@ -1,7 +1,6 @@
 //! What hostile subscribers do again and again, or never: floods, silence, scribbling. A publisher's other subscribers go
 //! on, and where there is nothing to do, nothing is done.
 
-use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::process::Resource;
 
 use super::publisher::Attacked;
@@ -9,6 +8,7 @@ use super::subscriber::DEPTH;
 use super::*;
 use crate::proto::wire::RefusedReason;
 use crate::publisher::links::{ACCEPT_MAX, SILENT_MAX};
+use crate::sys::socket::pair;
 use crate::sys::testing::{drop_capabilities, is_alone, open_descriptors, run_alone, set_limit};
 use crate::{ShmPoolConfig, TryRecvError};
 
@@ -248,24 +248,20 @@ fn child_crowd() {
     assert_eq!(*received.expect("the first").unwrap(), [1]);
 
     drop_capabilities();
-    set_limit(Resource::Nofile, 64);
-    let socket = || socketpair(AddressFamily::UNIX, SocketType::DGRAM, SocketFlags::CLOEXEC, None).unwrap();
-    let (crowd, null) = (socket(), std::fs::File::open("/dev/null").unwrap());
-    let mut under_way = 0;
-    let wire = |fds: &[BorrowedFd<'_>]| {
-        let mut space = vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(100))];
-        let mut control = SendAncillaryBuffer::new(&mut space);
-        assert!(control.push(SendAncillaryMessage::ScmRights(fds)));
-        sendmsg(&crowd.0, &[IoSlice::new(b"x")], &mut control, SendFlags::DONTWAIT)
-    };
-    while wire(&[null.as_fd(); 100]).is_ok() {
-        under_way += 100;
-        assert!(under_way < 100_000, "the kernel does not mind");
+    let most = rustix::process::getrlimit(Resource::Nofile).maximum.unwrap_or(u64::MAX);
+    set_limit(Resource::Nofile, most);
+    let ((crowd, crowded), null) = (pair().unwrap(), std::fs::File::open("/dev/null").unwrap());
+    let crowd = Wire(crowd);
+    // More than the limit will be, whatever others of this user have under way.
+    for _ in 0..3 {
+        assert!(crowd.say_raw(b"x", &[null.as_fd(); 100]));
     }
+    set_limit(Resource::Nofile, 128);
     publisher.try_send([2; 100_000]).unwrap();
     assert_idle("a publisher in a crowd", |time| runtime.block_on(async { tokio::time::sleep(time).await }));
     assert!(matches!(subscriber.try_recv(), Err(TryRecvError::Empty)));
-    drop(crowd);
+    drop((crowd, crowded));
+    set_limit(Resource::Nofile, most);
     let received = runtime.block_on(async { tokio::time::timeout(LIMIT, subscriber.recv()).await });
     assert_eq!(received.expect("the crowd has gone").unwrap().len(), 100_000);
 }
