@@ -483,6 +483,8 @@ impl Shared {
             self.give_back(popped);
         }
         if done > 0 {
+            // Before, so that whoever has flushed finds all of it in the statistics.
+            self.published.store(delivery.next_seq(), Ordering::Relaxed);
             self.delivered.fetch_add(done, Ordering::AcqRel);
             self.flushed.wake_all();
         }
