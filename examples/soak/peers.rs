@@ -62,8 +62,10 @@ pub(crate) fn publish(dir: &Path, topic: &Topic, seed: u64) -> Result {
             }
             sleep(Duration::from_micros(random.below(4_000))).await;
         }
+        // Where a subscriber is stalled this waits for it, or for its end.
+        publisher.flush().await?;
         let stats = publisher.stats();
-        if stats.published > sent || stats.published + (stats.queued as u64) < sent {
+        if (stats.published, stats.queued) != (sent, 0) {
             return Err(format!("{}: {sent} accepted, but {stats:?}", topic.name).into());
         }
         publisher.close().await?;
