@@ -271,24 +271,22 @@ impl Core<Waits> {
     /// Has every bell heard that is not yet, and puts out what has rung: before the look, so that what is rung for later
     /// is a new event.
     fn listen(&mut self) -> Result<(), RecvError> {
+        let bells = match &self.bells {
+            Some(bells) => bells,
+            None => self.bells.insert(Arc::new(Bell::deaf()?)),
+        };
         for peer in &mut self.peers {
             let Some(bell) = peer.link.bell() else { continue };
             if peer.waits.heard.is_some() {
                 continue;
             }
-            let bells = match &self.bells {
-                Some(bells) => bells,
-                None => self.bells.insert(Arc::new(Bell::deaf()?)),
-            };
             match bells.also_hear(bell.as_fd()) {
                 Ok(()) => peer.waits.heard = Some(Heard { bells: Arc::clone(bells), bell: Arc::clone(bell) }),
                 Err(error) if is_theirs(&error) => peer.link.cannot_hear(error),
                 Err(error) => return Err(error.into()),
             }
         }
-        if let Some(bells) = &self.bells {
-            bells.clear();
-        }
+        bells.clear();
         Ok(())
     }
 
