@@ -204,6 +204,9 @@ impl LinkRx {
         self.process_gone = true;
         // Bounded, because a child of that process may hold the socket and go on. A socket does not hold so many.
         self.read_frames(SEGMENTS_MAX, |_| false);
+        if !self.no_room {
+            self.ended.get_or_insert(Ended::Lost);
+        }
     }
 
     /// Why there was no room for what lies on the socket, if that was not told yet.
@@ -292,16 +295,18 @@ impl LinkRx {
             self.no_room = matches!(frame, Err(Unread::Short(_)));
             match frame {
                 Ok(true) => any = true,
-                Ok(false) => break,
+                Ok(false) => {
+                    if self.process_gone {
+                        self.ended = Some(Ended::Lost);
+                    }
+                    break;
+                }
                 Err(Unread::Ended(ended)) => self.ended = Some(ended),
                 Err(Unread::Short(shortage)) => {
                     self.shortage = Some(shortage);
                     break;
                 }
             }
-        }
-        if self.process_gone && !self.no_room {
-            self.ended.get_or_insert(Ended::Lost);
         }
         if any && let Some(link) = &self.established {
             kill_point!("socket: read");
