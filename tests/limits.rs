@@ -10,7 +10,7 @@ use std::path::Path;
 use std::process::Command;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use support::{Dir, LIMIT, Peer, Role, is_allowed, until, within};
+use support::{Dir, LIMIT, Peer, Role, is_allowed, until, wait_until, within};
 use tokio_shm::{
     Backing, LoanError, RecvError, ShmPoolConfig, ShmPublisher, ShmSample, ShmSegmentPool, ShmSubscriber,
     TakeError, TryRecvError,
@@ -160,16 +160,20 @@ const WAYS: [&str; 3] = ["recv", "blocking_recv", "try_recv"];
 
 fn receive(way: &str, subscriber: &mut ShmSubscriber) -> Result<ShmSample, RecvError> {
     match way {
-        "recv" => tokio::runtime::Handle::current().block_on(subscriber.recv()),
+        "recv" => tokio::runtime::Handle::current().block_on(within("recv", subscriber.recv())),
         "blocking_recv" => subscriber.blocking_recv_timeout(LIMIT),
-        "try_recv" => loop {
-            match subscriber.try_recv() {
-                Ok(sample) => return Ok(sample),
-                Err(TryRecvError::Recv(error)) => return Err(error),
-                Err(TryRecvError::Empty) => std::thread::yield_now(),
-                Err(error) => panic!("{error}"),
-            }
-        },
+        "try_recv" => {
+            let mut received = None;
+            wait_until("try_recv", || {
+                received = match subscriber.try_recv() {
+                    Ok(sample) => Some(Ok(sample)),
+                    Err(TryRecvError::Recv(error)) => Some(Err(error)),
+                    Err(_) => None,
+                };
+                received.is_some()
+            });
+            received.unwrap()
+        }
         other => panic!("{other}"),
     }
 }
@@ -215,7 +219,7 @@ async fn limit_descriptors_at_connect_and_receive_say_so_and_nothing_is_lost() {
 fn role_receives_without_descriptors() {
     let Some(role) = Role::of("role_receives_without_descriptors") else { return };
     const SAYS: [&str; 2] = ["RLIMIT_NOFILE", "ulimit -n"];
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_io().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let way = role.hear().unwrap();
     // `recv` only: elsewhere no runtime is needed.
     let _entered = (way == "recv").then(|| runtime.enter());
@@ -278,7 +282,7 @@ fn limit_descriptors_when_a_publisher_comes_say_so_and_it_is_connected_to_later(
 #[test]
 fn role_finds_a_publisher_without_descriptors() {
     let Some(role) = Role::of("role_finds_a_publisher_without_descriptors") else { return };
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_io().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let way = role.hear().unwrap();
     let _entered = (way == "recv").then(|| runtime.enter());
     let mut subscriber = role.subscriber("t").connect().unwrap();
