@@ -86,8 +86,8 @@ pub enum RecvError {
     /// Nothing is lost by it: what was sent stays where it is, and every further call tries again.
     #[error("{source}; nothing is lost: receive again once there is room")]
     OutOfResources {
-        /// What there is too little of, and how to get more: a [`MemoryError`](crate::MemoryError) or a
-        /// [`DiscoveryError`](crate::DiscoveryError).
+        /// What there is too little of, and how to get more: a [`MemoryError`] or a
+        /// [`DiscoveryError`].
         source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// The time given ran out; only from the calls that take one.
