@@ -320,9 +320,10 @@ impl LinkTx {
 
     /// Ends the link because the subscriber was stuck for too long. It may keep what it holds, and no more.
     pub(crate) fn evict(mut self, pool: &PoolCore) {
+        // First: what is taken back is counted, and told before the end.
+        self.leave(pool);
         let _ = send(&self.connection, &Frame::Refused(RefusedReason::Stuck), &[]);
         self.ringer.ring();
-        self.leave(pool);
         if self.fault.is_some() { self.end(pool) } else { self.part(pool) }
     }
 

@@ -238,7 +238,10 @@ impl<W: Default> Core<W> {
                 Some(RecvError::PublisherLost { publisher })
             }
             Ended::Refused(reason) => {
-                self.shunned.insert(publisher);
+                // What it lacked it may have when there is a reason to look again.
+                if reason != RefusedReason::OutOfResources {
+                    self.shunned.insert(publisher);
+                }
                 Some(match reason {
                     RefusedReason::Stuck => RecvError::Evicted { publisher },
                     reason => RecvError::Refused { publisher, reason: reason.to_string() },
