@@ -381,6 +381,19 @@ fn read(mut subscriber: ShmSubscriber, state: &State) {
     state.begun.store(true, Ordering::SeqCst);
     loop {
         match state.mode.load(Ordering::SeqCst) {
+            // It has yet to meet the publisher, if it was told before it came to wait for one.
+            STAYS_AWAY if subscriber.publisher_count() == 0 => {
+                match subscriber.blocking_recv_timeout(Duration::from_millis(1)) {
+                    Err(RecvError::TimedOut) => {}
+                    received => {
+                        let Some(booked) = state.book(received) else { return };
+                        if booked.is_some() {
+                            state.keep(booked);
+                        }
+                    }
+                }
+                continue;
+            }
             STAYS_AWAY => {
                 thread::park();
                 continue;
