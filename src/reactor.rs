@@ -4,9 +4,12 @@
 use std::io;
 use std::ops::Deref;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::sync::Arc;
 
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+
+use crate::sys::bell::Bell;
 
 /// A descriptor by its owner, which keeps it open and the same for as long as it is registered.
 #[derive(Debug)]
@@ -32,17 +35,32 @@ impl<T: AsFd> Watched<T> {
     ///
     /// Outside a tokio runtime, or in one whose I/O is not enabled.
     pub(crate) fn register(owner: T) -> io::Result<Self> {
+        Self::register_for(owner, Interest::READABLE)
+    }
+
+    fn register_for(owner: T, interest: Interest) -> io::Result<Self> {
         let raw = owner.as_fd().as_raw_fd();
         let registered = Registered { raw, owner };
         // SAFETY: the descriptor number never changes and stays open until `owner` is dropped, which happens only
         // with or after the `AsyncFd` that has it: `Registered` gives no access by value or `&mut`, and the owners
         // that this crate passes (`OwnedFd` wrappers and `Arc`s of them) do not replace their descriptor.
-        let watched = unsafe { AsyncFd::register_with_interest(registered, Interest::READABLE) };
+        let watched = unsafe { AsyncFd::register_with_interest(registered, interest) };
         watched.map(Self).map_err(|error| error.into_parts().1)
     }
 
     pub(crate) fn get(&self) -> &T {
         &self.0.get_ref().owner
+    }
+}
+
+impl Watched<Arc<Bell>> {
+    /// Registers a bell: each ring makes it writable anew.
+    ///
+    /// # Panics
+    ///
+    /// As [`register`](Self::register).
+    pub(crate) fn register_bell(bell: Arc<Bell>) -> io::Result<Self> {
+        Self::register_for(bell, Interest::WRITABLE)
     }
 }
 

@@ -17,7 +17,7 @@ use crate::proto::layout::{Geometry, Page};
 use crate::proto::ring::{Descriptor, Producer};
 use crate::proto::wire::{BackingWire, FRAME_MAX, Frame, Hello, OnFullWire, RefusedReason, Segment, Welcome};
 use crate::publisher::shared::Shared;
-use crate::sys::bell::{bell_pair, listening_pair};
+use crate::sys::bell::Bell;
 use crate::sys::clock::monotonic_ns;
 use crate::sys::memory::{self, Backing, CreateOptions};
 use crate::sys::socket::{Connection, Received, pair};
@@ -96,10 +96,8 @@ pub enum Gift {
     Unsealed,
     /// A sealed memfd that is too small for anything.
     Small,
-    /// An epoll instance.
-    Bell,
     /// An eventfd.
-    Credit,
+    Bell,
     /// A device.
     Null,
 }
@@ -109,8 +107,7 @@ struct Stock {
     segment: OwnedFd,
     unsealed: OwnedFd,
     small: OwnedFd,
-    bell: OwnedFd,
-    credit: OwnedFd,
+    bell: Bell,
     null: OwnedFd,
 }
 
@@ -122,13 +119,11 @@ static STOCK: LazyLock<Stock> = LazyLock::new(|| {
         fd
     };
     let options = CreateOptions { backing: Backing::Memfd, populate: true, lock: false, huge_pages: false };
-    let (bell, credit) = (bell_pair().expect("a bell"), listening_pair().expect("a bell"));
     Stock {
         segment: memory::create(LEN, &options).expect("a segment").0,
         unsealed: memfd(LEN as u64, SealFlags::empty()),
         small: memfd(1, SealFlags::SHRINK | SealFlags::GROW | SealFlags::FUTURE_WRITE | SealFlags::SEAL),
-        bell: bell.1,
-        credit: credit.1,
+        bell: Bell::new().expect("a bell"),
         null: std::fs::File::open("/dev/null").expect("a device").into(),
     }
 });
@@ -140,8 +135,7 @@ impl Gift {
             Self::Segment => &STOCK.segment,
             Self::Unsealed => &STOCK.unsealed,
             Self::Small => &STOCK.small,
-            Self::Bell => &STOCK.bell,
-            Self::Credit => &STOCK.credit,
+            Self::Bell => return STOCK.bell.as_fd(),
             Self::Null => &STOCK.null,
         };
         fd.as_fd()
@@ -204,7 +198,7 @@ impl Said {
 
     fn gifts(&self, given: [Option<Gift>; 4]) -> Vec<Gift> {
         match self {
-            Self::GoodWelcome => vec![Gift::Page, Gift::Bell, Gift::Credit],
+            Self::GoodWelcome => vec![Gift::Page, Gift::Bell, Gift::Bell],
             Self::GoodSegment(_) => vec![Gift::Segment],
             _ => given.into_iter().flatten().collect(),
         }

@@ -22,7 +22,7 @@ use crate::link::LinkPage;
 use crate::proto::layout::{Geometry, Page};
 use crate::proto::ring::Producer;
 use crate::proto::wire::{FRAME_MAX, Frame, Hello, OnFullWire, Welcome};
-use crate::sys::bell::{Bell, Ringer, bell_pair, listening_pair};
+use crate::sys::bell::Bell;
 use crate::sys::clock::monotonic_ns;
 use crate::sys::socket::{Connection, Listener, Received};
 use crate::topic::{RuntimeDir, TopicDir, TopicName};
@@ -133,8 +133,8 @@ fn bad_packets(good: Frame) -> Vec<(Vec<u8>, &'static str)> {
 struct Guest {
     wire: Wire,
     page: LinkPage,
-    _bell: Bell,
-    credit: Ringer,
+    bell: Bell,
+    credit: Bell,
 }
 
 impl Guest {
@@ -151,8 +151,8 @@ impl Guest {
         let [page, bell, credit] = <[OwnedFd; 3]>::try_from(fds).unwrap();
         Self {
             page: LinkPage::open(page.as_fd(), Geometry::new(depth).unwrap()).unwrap(),
-            _bell: Bell::from_fd(bell).unwrap(),
-            credit: Ringer::from_fd(credit).unwrap(),
+            bell: Bell::from_fd(bell).unwrap(),
+            credit: Bell::from_fd(credit).unwrap(),
             wire,
         }
     }
@@ -204,27 +204,26 @@ impl Drop for Host {
 struct Gifts {
     page: LinkPage,
     producer: Producer,
-    ringer: Ringer,
-    _credit: Bell,
-    fds: [OwnedFd; 3],
+    bell: Bell,
+    credit: Bell,
+    page_fd: OwnedFd,
 }
 
 impl Gifts {
     fn new(depth: u32) -> Self {
         let (page_fd, page) = LinkPage::create(Geometry::new(depth).unwrap()).unwrap();
-        let (ringer, bell_fd) = bell_pair().unwrap();
-        let (credit, credit_fd) = listening_pair().unwrap();
-        Self { page, producer: Producer::new(), ringer, _credit: credit, fds: [page_fd, bell_fd, credit_fd] }
+        let (bell, credit) = (Bell::new().unwrap(), Bell::new().unwrap());
+        Self { page, producer: Producer::new(), bell, credit, page_fd }
     }
 
     /// Stores something in the page, and wakes who looks at it.
     fn scribble(&self, at: usize, value: u64) {
         self.page.view().scribble(at, value);
-        self.ringer.ring();
+        self.bell.ring();
     }
 
     fn fds(&self) -> [BorrowedFd<'_>; 3] {
-        self.fds.each_ref().map(AsFd::as_fd)
+        [self.page_fd.as_fd(), self.bell.as_fd(), self.credit.as_fd()]
     }
 }
 

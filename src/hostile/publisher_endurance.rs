@@ -146,20 +146,21 @@ fn hostile_subscriber_that_never_takes_is_evicted_and_the_others_go_on() {
 }
 
 #[test]
-fn hostile_subscriber_that_fills_drains_and_rings_what_it_was_given_hinders_nobody() {
+fn hostile_subscriber_that_fills_and_rings_what_it_was_given_hinders_nobody() {
     let mut this = Attacked::new();
     let guest = Guest::of(&this.place, &this.publisher, DEPTH, OnFullWire::DropOldest);
-    // The flag belongs to the open file, and so to the publisher's end as well, if it had one.
-    rustix::fs::fcntl_setfl(&guest.credit, rustix::fs::OFlags::empty()).unwrap();
-    rustix::io::write(&guest.credit, &(u64::MAX - 2).to_ne_bytes()).unwrap();
+    for bell in [&guest.bell, &guest.credit] {
+        // The flag belongs to the open file, and so to the publisher's end as well.
+        rustix::fs::fcntl_setfl(bell, rustix::fs::OFlags::empty()).unwrap();
+        // It was rung once when it was made: there is room, and this does not wait itself.
+        rustix::io::write(bell, &1_u64.to_ne_bytes()).unwrap();
+    }
     this.exchange_some(100);
-    // Or else it is only the one who rings that blocks.
-    rustix::fs::fcntl_setfl(&guest.credit, rustix::fs::OFlags::NONBLOCK).unwrap();
-    let rings = Again::and_again(move |turn| {
-        if turn.is_multiple_of(64) {
-            rustix::io::read(&guest.credit, &mut [0; 8]).unwrap();
+    let rings = Again::and_again(move |_| {
+        for bell in [&guest.bell, &guest.credit] {
+            bell.ring();
+            rustix::io::write(bell, &1_u64.to_ne_bytes()).unwrap();
         }
-        guest.credit.ring();
         guest.view().scribble(6, 1);
         guest.view().scribble(7, u64::MAX);
     });

@@ -128,17 +128,12 @@ fn child_idle() {
         std::mem::forget(gifts);
         this
     });
-    // An epoll instance that is ready by level, and stays so.
-    let this = Between::new();
-    let gifts = Gifts::new(DEPTH);
-    let ready = rustix::event::epoll::create(rustix::event::epoll::CreateFlags::CLOEXEC).unwrap();
-    let rung = Ringer::new().unwrap();
-    rung.ring();
-    let (data, flags) = (rustix::event::epoll::EventData::new_u64(0), rustix::event::epoll::EventFlags::IN);
-    rustix::event::epoll::add(&ready, &rung, data, flags).unwrap();
+    // By level it can be written to, for ever.
+    let (this, gifts) = (Between::new(), Gifts::new(DEPTH));
+    let ready = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC).unwrap();
     let [page, _, credit] = gifts.fds();
     assert!(this.wire.say(this.hostile.welcome(DEPTH), &[page, ready.as_fd(), credit]));
-    idle("a bell that rings for ever", this);
+    idle("a bell that is ready for ever", this);
 }
 
 #[test]
@@ -162,7 +157,7 @@ fn hostile_publishers_that_scribble_harm_only_their_links() {
                     let descriptor =
                         Descriptor { seq, segment: 1, offset: 64 * (seq % 130), len: seq % 60, ticket };
                     gifts.producer.push(gifts.page.view(), descriptor);
-                    gifts.ringer.ring();
+                    gifts.bell.ring();
                 }
             }
         });
@@ -173,6 +168,32 @@ fn hostile_publishers_that_scribble_harm_only_their_links() {
             }
         }
         drop(scribbler);
+    }
+}
+
+/// A bell is an eventfd, and whether one waits when it is empty or full belongs to the open file, not to the descriptor.
+#[test]
+fn hostile_publisher_whose_bell_blocks_keeps_no_release_waiting() {
+    for value in [0, u64::MAX - 1] {
+        let (this, mut gifts) = (Between::new(), Gifts::new(DEPTH));
+        let Between { mut subscriber, wire, hostile, .. } = this;
+        let jammed = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC).unwrap();
+        rustix::io::write(&jammed, &value.to_ne_bytes()).unwrap();
+        let [page, bell, _] = gifts.fds();
+        assert!(wire.say(hostile.welcome(DEPTH), &[page, bell, jammed.as_fd()]));
+        assert!(wire.say(announce(1, LEN, BackingWire::Memfd), &[segment_fd().as_fd()]));
+        let descriptor = Descriptor { seq: 0, segment: 1, offset: 0, len: 8, ticket: 0 };
+        gifts.producer.push(gifts.page.view(), descriptor);
+        gifts.bell.ring();
+        let sample = subscriber.blocking_recv_timeout(LIMIT).unwrap();
+        gifts.page.view().control.credit_armed.store(1, Ordering::Relaxed);
+        let (released, has_released) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            drop(sample);
+            let _ = released.send(());
+        });
+        has_released.recv_timeout(LIMIT).expect("it rings, and goes on");
+        assert_eq!(gifts.page.view().control.credit_armed.load(Ordering::Relaxed), 0, "it has rung");
     }
 }
 

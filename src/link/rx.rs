@@ -14,7 +14,7 @@ use crate::proto::layout::Geometry;
 use crate::proto::release;
 use crate::proto::ring::{Consumer, Descriptor, Popped};
 use crate::proto::wire::{self, BackingWire, Frame, Hello, RefusedReason, Welcome};
-use crate::sys::bell::{Bell, Ringer};
+use crate::sys::bell::Bell;
 use crate::sys::clock::monotonic_ns;
 use crate::sys::memory::{self, Backing, MemoryError};
 use crate::sys::process::Process;
@@ -33,7 +33,7 @@ pub(crate) struct LinkShared {
     page: LinkPage,
     holds: Box<[Hold]>,
     /// Rings for a publisher that is out of tickets or memory.
-    credit: Ringer,
+    credit: Bell,
 }
 
 impl LinkShared {
@@ -274,11 +274,6 @@ impl LinkRx {
         self.unread || self.no_room
     }
 
-    /// The publisher's doorbell cannot be waited on, which is not so with any that we know how to make.
-    pub(crate) fn cannot_hear(&mut self, error: std::io::Error) {
-        self.ended.get_or_insert(Kind::Descriptor(error).into());
-    }
-
     /// Reads `most` frames, or until there are none, or `enough`.
     fn read_frames(&mut self, most: usize, enough: impl Fn(&Self) -> bool) {
         let mut any = false;
@@ -512,7 +507,7 @@ impl LinkRx {
             _connection: Arc::clone(&self.connection),
             page,
             holds: (0..depth).map(|_| Hold::default()).collect(),
-            credit: Ringer::from_fd(credit).map_err(Kind::Descriptor)?,
+            credit: Bell::from_fd(credit).map_err(Kind::Descriptor)?,
         };
         Ok(Box::new(Established {
             shared: Arc::new(shared),

@@ -17,7 +17,7 @@ use crate::proto::ticket::Tickets;
 use crate::proto::wire::{self, BackingWire, Frame, RefusedReason, Welcome};
 use crate::publisher::Message;
 use crate::segment::Segment;
-use crate::sys::bell::{self, Bell, Ringer};
+use crate::sys::bell::Bell;
 use crate::sys::memory::{Backing, MemoryError};
 use crate::sys::socket::Connection;
 
@@ -64,8 +64,7 @@ pub(crate) struct LinkSeed {
     /// When the subscriber connected, by its own word.
     pub(crate) connected_at: u64,
     page_fd: OwnedFd,
-    bell_fd: OwnedFd,
-    credit_fd: OwnedFd,
+    credit: Arc<Bell>,
 }
 
 pub(crate) struct LinkTx {
@@ -76,7 +75,8 @@ pub(crate) struct LinkTx {
     producer: Producer,
     collector: Collector,
     tickets: Tickets<Arc<Slot>>,
-    ringer: Ringer,
+    /// Rung when there is something for the subscriber.
+    bell: Bell,
     on_full: OnFull,
     /// Segments that the subscriber was told of.
     announced: HashMap<u64, Weak<Segment>>,
@@ -98,7 +98,7 @@ pub(crate) struct LinkTx {
 }
 
 impl LinkTx {
-    /// Makes the page and the doorbells for a subscriber, and the one that it will ring.
+    /// Makes the page and the doorbells for a subscriber; the bell returned is the one that it will ring.
     pub(crate) fn prepare(
         id: u64,
         connection: Arc<Connection>,
@@ -106,10 +106,9 @@ impl LinkTx {
         on_full: OnFull,
         connected_at: u64,
         dropped: Arc<AtomicU64>,
-    ) -> Result<(LinkSeed, Bell), LinkError> {
+    ) -> Result<(LinkSeed, Arc<Bell>), LinkError> {
         let (page_fd, page) = LinkPage::create(geometry).map_err(LinkError::Page)?;
-        let (ringer, bell_fd) = bell::bell_pair()?;
-        let (credit, credit_fd) = bell::listening_pair()?;
+        let (bell, credit) = (Bell::new()?, Arc::new(Bell::new()?));
         let depth = geometry.depth();
         let link = Self {
             id,
@@ -119,7 +118,7 @@ impl LinkTx {
             producer: Producer::new(),
             collector: Collector::new(),
             tickets: Tickets::new(depth),
-            ringer,
+            bell,
             on_full,
             announced: HashMap::new(),
             last_segment: 0,
@@ -130,7 +129,7 @@ impl LinkTx {
             dropped,
             fault: None,
         };
-        Ok((LinkSeed { link, connected_at, page_fd, bell_fd, credit_fd }, credit))
+        Ok((LinkSeed { link, connected_at, page_fd, credit: Arc::clone(&credit) }, credit))
     }
 
     pub(crate) fn is_leaving(&self) -> bool {
@@ -198,7 +197,7 @@ impl LinkTx {
     pub(crate) fn ring_if_armed(&self) {
         if must_ring_after_fence(&self.page.view().control.data_armed) == Wake::Ring {
             kill_point!("data bell: disarmed");
-            self.ringer.ring();
+            self.bell.ring();
         }
     }
 
@@ -303,7 +302,7 @@ impl LinkTx {
             self.announced.remove(&id);
             kill_point!("retire: sent");
             // The subscriber may be asleep, and holds the memory for as long as it is.
-            self.ringer.ring();
+            self.bell.ring();
         }
         Ok(())
     }
@@ -315,7 +314,7 @@ impl LinkTx {
         // Where its socket is full it takes the end for an abrupt one, which errs on the safe side.
         let _ = send(&self.connection, &Frame::Bye, &[]);
         kill_point!("bye: sent");
-        self.ringer.ring();
+        self.bell.ring();
     }
 
     /// Ends the link because the subscriber was stuck for too long. It may keep what it holds, and no more.
@@ -323,7 +322,7 @@ impl LinkTx {
         // First: what is taken back is counted, and told before the end.
         self.leave(pool);
         let _ = send(&self.connection, &Frame::Refused(RefusedReason::Stuck), &[]);
-        self.ringer.ring();
+        self.bell.ring();
         if self.fault.is_some() { self.end(pool) } else { self.part(pool) }
     }
 
@@ -404,7 +403,7 @@ impl LinkTx {
             self.announced.remove(&id);
         }
         self.last_segment = 0;
-        self.ringer.ring();
+        self.bell.ring();
         Ok(self.announced.len() < SEGMENTS_MAX)
     }
 }
@@ -435,7 +434,7 @@ impl LinkSeed {
             expect_seq: expect.min(first),
             next_seq: first,
         });
-        let fds = [self.page_fd.as_fd(), self.bell_fd.as_fd(), self.credit_fd.as_fd()];
+        let fds = [self.page_fd.as_fd(), link.bell.as_fd(), self.credit.as_fd()];
         let welcomed = match send(&link.connection, &frame, &fds) {
             Ok(false) => Err(std::io::ErrorKind::WouldBlock.into()),
             sent => sent,
@@ -456,7 +455,7 @@ impl LinkSeed {
         link.producer.offer(link.page.view(), next_seq);
         kill_point!("welcome: offered");
         // The subscriber may already be asleep on its socket alone.
-        link.ringer.ring();
+        link.bell.ring();
         Ok(link)
     }
 }

@@ -64,7 +64,7 @@ struct Silent {
 }
 
 /// The link's id and doorbell.
-type Greeted = (u64, Bell);
+type Greeted = (u64, Arc<Bell>);
 
 /// A connection whose task has yet to be started.
 pub(crate) struct NewLink {
@@ -251,7 +251,7 @@ async fn watch(shared: &Shared, new: NewLink, id: &mut Option<u64>) -> Result<()
         }
     };
     *id = Some(link);
-    let bell = Watched::register(bell)?;
+    let bell = Watched::register_bell(bell)?;
     let mut left = false;
     loop {
         tokio::select! {
@@ -268,7 +268,7 @@ async fn watch(shared: &Shared, new: NewLink, id: &mut Option<u64>) -> Result<()
                 }
             }
             () = ended(process.as_ref()) => return Ok(()),
-            ready = bell.readable() => {
+            ready = bell.writable() => {
                 ready?.clear_ready();
                 shared.pump();
             }

@@ -10,7 +10,7 @@ use crate::buffer::ShmSample;
 use crate::link::{Ended, LinkError, LinkRx, Next};
 use crate::proto::wire::RefusedReason;
 use crate::publisher::shared::Shared;
-use crate::sys::bell::Bell;
+use crate::sys::epoll_set::EpollSet;
 use crate::sys::socket::{ConnectFailed, Connection};
 use crate::topic::{DiscoveryError, TopicWatch};
 
@@ -28,7 +28,7 @@ pub(super) struct Core<W> {
     pub(super) watch: TopicWatch,
     pub(super) peers: Vec<Peer<W>>,
     /// Hears the bells of all links, for threads: made at the first wait of one.
-    pub(super) bells: Option<Arc<Bell>>,
+    pub(super) bells: Option<Arc<EpollSet>>,
     /// Whose turn it is.
     turn: usize,
     pub(super) busy: Busy,

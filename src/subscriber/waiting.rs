@@ -16,6 +16,7 @@ use super::core::{Core, Item};
 use crate::reactor::Watched;
 use crate::sys::bell::Bell;
 use crate::sys::clock::monotonic_ns;
+use crate::sys::epoll_set::EpollSet;
 use crate::sys::socket::Connection;
 
 /// Looks at memory between two returns to the runtime.
@@ -37,18 +38,17 @@ pub(super) struct Waits {
 
 /// A bell that is heard by the one on which threads wait.
 ///
-/// They do not wait on a publisher's epoll instance itself: it may be one that is ready for ever, and `poll(2)` goes by
-/// level. By way of another instance, edge-triggered, each ring wakes them once.
+/// They do not wait on the bells themselves: `poll(2)` goes by level, and by level a bell is heard for ever.
 #[derive(Debug)]
 struct Heard {
-    bells: Arc<Bell>,
+    bells: Arc<EpollSet>,
     bell: Arc<Bell>,
 }
 
 impl Drop for Heard {
     fn drop(&mut self) {
         // Closing the descriptor is not enough while the publisher has another.
-        self.bells.no_longer_hear(self.bell.as_fd());
+        self.bells.remove(self.bell.as_fd());
     }
 }
 
@@ -129,7 +129,7 @@ impl Core<Waits> {
             if waits.socket.is_none() {
                 waits.socket = Some(Watched::register(Arc::clone(peer.link.connection()))?);
             }
-            if poll_ready(&mut waits.socket, cx)? || peer.link.is_unread() {
+            if poll_ready(&mut waits.socket, cx) || peer.link.is_unread() {
                 peer.link.read_socket();
                 any = true;
             }
@@ -138,26 +138,22 @@ impl Core<Waits> {
             {
                 waits.process = Some(Watched::register(Arc::clone(process))?);
             }
-            if poll_ready(&mut waits.process, cx)? {
+            if poll_ready(&mut waits.process, cx) {
                 peer.link.process_ended();
                 any = true;
             }
             if waits.bell.is_none()
                 && let Some(bell) = peer.link.bell()
             {
-                match Watched::register(Arc::clone(bell)) {
-                    Ok(bell) => waits.bell = Some(bell),
-                    Err(error) if is_theirs(&error) => peer.link.cannot_hear(error),
-                    Err(error) => return Err(error.into()),
-                }
+                waits.bell = Some(Watched::register_bell(Arc::clone(bell))?);
                 any = true;
             }
-            any |= poll_ready(&mut waits.bell, cx)?;
+            any |= poll_rung(&mut waits.bell, cx);
         }
         if watched.is_none() {
             *watched = Some(Watched::register(self.watch.as_fd().try_clone_to_owned()?)?);
         }
-        if poll_ready(watched, cx)? || self.behind {
+        if poll_ready(watched, cx) || self.behind {
             self.read_watch()?;
             any = true;
         }
@@ -273,18 +269,15 @@ impl Core<Waits> {
     fn listen(&mut self) -> Result<(), RecvError> {
         let bells = match &self.bells {
             Some(bells) => bells,
-            None => self.bells.insert(Arc::new(Bell::deaf()?)),
+            None => self.bells.insert(Arc::new(EpollSet::new()?)),
         };
         for peer in &mut self.peers {
             let Some(bell) = peer.link.bell() else { continue };
             if peer.waits.heard.is_some() {
                 continue;
             }
-            match bells.also_hear(bell.as_fd()) {
-                Ok(()) => peer.waits.heard = Some(Heard { bells: Arc::clone(bells), bell: Arc::clone(bell) }),
-                Err(error) if is_theirs(&error) => peer.link.cannot_hear(error),
-                Err(error) => return Err(error.into()),
-            }
+            bells.add_bell(bell)?;
+            peer.waits.heard = Some(Heard { bells: Arc::clone(bells), bell: Arc::clone(bell) });
         }
         bells.clear();
         Ok(())
@@ -363,25 +356,23 @@ fn readable(fd: BorrowedFd<'_>) -> PollFd<'_> {
 /// Whether the descriptor has become ready since it was last asked; only if not, the task will be woken when it does.
 ///
 /// The readiness is cleared before anybody looks: what comes later is a new event.
-fn poll_ready<T: AsFd>(watched: &mut Option<Watched<T>>, cx: &mut Context<'_>) -> Result<bool, RecvError> {
-    let Some(registered) = watched else { return Ok(false) };
-    match registered.poll_read_ready(cx) {
-        Poll::Pending => Ok(false),
-        Poll::Ready(Ok(mut ready)) => {
-            ready.clear_ready();
-            Ok(true)
-        }
-        Poll::Ready(Err(_)) => {
-            // The runtime that it was registered with is gone: register with the present one.
-            *watched = None;
-            Ok(true)
-        }
-    }
+fn poll_ready<T: AsFd>(watched: &mut Option<Watched<T>>, cx: &mut Context<'_>) -> bool {
+    let Some(registered) = watched else { return false };
+    let ready = registered.poll_read_ready(cx).map_ok(|mut ready| ready.clear_ready());
+    take_ready(watched, ready)
 }
 
-/// Whether a bell cannot be waited on because of what it is, an epoll instance nested too deep: not for want of memory.
-fn is_theirs(error: &io::Error) -> bool {
-    use rustix::io::Errno;
-    let errno = error.raw_os_error().map(Errno::from_raw_os_error);
-    matches!(errno, Some(Errno::LOOP | Errno::INVAL | Errno::PERM | Errno::EXIST))
+/// Whether the bell has been rung; otherwise as [`poll_ready`].
+fn poll_rung(watched: &mut Option<Watched<Arc<Bell>>>, cx: &mut Context<'_>) -> bool {
+    let Some(registered) = watched else { return false };
+    let rung = registered.poll_write_ready(cx).map_ok(|mut ready| ready.clear_ready());
+    take_ready(watched, rung)
+}
+
+fn take_ready<T>(watched: &mut Option<Watched<T>>, ready: Poll<io::Result<()>>) -> bool {
+    if let Poll::Ready(Err(_)) = ready {
+        // The runtime that it was registered with is gone: register with the present one.
+        *watched = None;
+    }
+    ready.is_ready()
 }

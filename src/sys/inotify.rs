@@ -16,7 +16,8 @@ mod tests;
 
 pub use error::WatchError;
 
-use super::bell::{Bell, Ringer};
+use super::bell::Bell;
+use super::epoll_set::EpollSet;
 use parking_lot::Mutex;
 use rustix::fs::inotify::{self, CreateFlags, ReadFlags, WatchFlags};
 use rustix::io::Errno;
@@ -39,7 +40,7 @@ pub(crate) struct Changes {
 pub(crate) struct DirectoryWatch {
     shared: Arc<Shared>,
     user: User,
-    bell: Bell,
+    heard: EpollSet,
 }
 
 impl DirectoryWatch {
@@ -51,9 +52,9 @@ impl DirectoryWatch {
             None => Arc::clone(instance.insert(Arc::new(Shared::new()?))),
         };
         drop(instance);
-        let bell = shared.bell()?;
+        let heard = shared.listen()?;
         let user = shared.watches.lock().join();
-        Ok(Self { shared, user, bell })
+        Ok(Self { shared, user, heard })
     }
 
     /// Watches `dirs`, and no longer what it watched before. From the return on, no change of theirs is missed.
@@ -70,14 +71,14 @@ impl DirectoryWatch {
     /// later makes it ready anew.
     pub(crate) fn take(&self) -> Result<Changes, WatchError> {
         // Before reading, so that an event that comes in between lights it up again.
-        self.bell.clear();
+        self.heard.clear();
         self.shared.take(self.user)
     }
 }
 
 impl AsFd for DirectoryWatch {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.bell.as_fd()
+        self.heard.as_fd()
     }
 }
 
@@ -97,7 +98,7 @@ type User = u64;
 struct Shared {
     inotify: OwnedFd,
     /// Rung when somebody has read events that were meant for others.
-    ringer: Ringer,
+    bell: Bell,
     watches: Mutex<Watches>,
 }
 
@@ -115,16 +116,19 @@ const GONE: ReadFlags =
 impl Shared {
     fn new() -> Result<Self, WatchError> {
         // First the one that can only fail for want of a descriptor: inotify gives the same EMFILE for two reasons.
-        let ringer = Ringer::new().map_err(WatchError::descriptor)?;
+        let bell = Bell::new().map_err(WatchError::descriptor)?;
         let inotify = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)
-            .map_err(|errno| WatchError::instance(errno, ringer.as_fd()))?;
-        Ok(Self { inotify, ringer, watches: Mutex::default() })
+            .map_err(|errno| WatchError::instance(errno, bell.as_fd()))?;
+        Ok(Self { inotify, bell, watches: Mutex::default() })
     }
 
-    fn bell(&self) -> Result<Bell, WatchError> {
-        let bell = self.ringer.bell().map_err(WatchError::descriptor)?;
-        bell.also_hear(self.inotify.as_fd()).map_err(WatchError::descriptor)?;
-        Ok(bell)
+    fn listen(&self) -> Result<EpollSet, WatchError> {
+        let set = EpollSet::new().map_err(WatchError::descriptor)?;
+        set.add_bell(&self.bell).map_err(WatchError::descriptor)?;
+        set.add_readable(self.inotify.as_fd()).map_err(WatchError::descriptor)?;
+        // The bell is heard from its next ring on: whoever begins to watch looks for himself.
+        set.clear();
+        Ok(set)
     }
 
     fn watch(&self, user: User, dirs: &[BorrowedFd<'_>]) -> Result<(), WatchError> {
@@ -189,7 +193,7 @@ impl Shared {
             }
         };
         if others {
-            self.ringer.ring();
+            self.bell.ring();
         }
         outcome
     }

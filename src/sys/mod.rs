@@ -5,6 +5,7 @@
 
 pub(crate) mod bell;
 pub(crate) mod clock;
+pub(crate) mod epoll_set;
 pub(crate) mod inotify;
 pub(crate) mod limits;
 pub(crate) mod memory;

@@ -1,5 +1,8 @@
 //! For tests that need a process of their own: to count descriptors, to lower limits, to change the umask.
 
+use std::os::fd::AsFd;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Resource, Rlimit, setrlimit};
 
 /// Runs one ignored test of this binary in a child process, alone, passes its failure on, and returns what it printed.
@@ -29,6 +32,12 @@ const ALONE: &str = "TOKIO_SHM_TEST_RUNS_ALONE";
 pub(crate) fn abort(why: &str) -> ! {
     eprintln!("{why}");
     std::process::abort()
+}
+
+/// Whether `poll(2)` finds the descriptor readable now.
+pub(crate) fn is_readable(fd: impl AsFd) -> bool {
+    let mut fds = [PollFd::new(&fd, PollFlags::IN)];
+    poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).unwrap() == 1
 }
 
 /// How many descriptors this process has open, not counting the one that this takes.
