@@ -3,13 +3,15 @@
 //! The publisher's half is [`LinkTx`], the subscriber's [`LinkRx`]. Neither waits; what to wait for is the business
 //! of the handles above.
 
+mod in_flight;
 mod page;
 mod rx;
 mod tx;
 
+pub(crate) use self::in_flight::{Flight, InFlight};
 pub(crate) use self::page::LinkPage;
 pub(crate) use self::rx::{Ended, LinkRx, LinkShared, Next};
-pub(crate) use self::tx::{LinkError, LinkSeed, LinkTx, Offer, release_slot};
+pub(crate) use self::tx::{LinkError, LinkSeed, LinkTx, Message, Offer};
 
 use crate::access::Access;
 use crate::proto::Misbehaved;

@@ -5,9 +5,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
-use super::{Kind, LinkPage, SEGMENTS_MAX};
+use super::{Flight, InFlight, Kind, LinkPage, SEGMENTS_MAX};
 use crate::OnFull;
-use crate::pool::core::{PoolCore, Slot};
 use crate::proto::Misbehaved;
 use crate::proto::bell::{Wake, arm, must_ring_after_fence};
 use crate::proto::layout::Geometry;
@@ -15,7 +14,6 @@ use crate::proto::release::Collector;
 use crate::proto::ring::{Descriptor, Producer};
 use crate::proto::ticket::Tickets;
 use crate::proto::wire::{self, BackingWire, Frame, RefusedReason, Welcome};
-use crate::publisher::Message;
 use crate::segment::Segment;
 use crate::sys::bell::Bell;
 use crate::sys::memory::{Backing, MemoryError};
@@ -46,6 +44,14 @@ impl<K: Into<Kind>> From<K> for LinkError {
     }
 }
 
+/// A message with its number, on its way to the links.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Message {
+    pub(crate) flight: Flight,
+    pub(crate) len: usize,
+    pub(crate) seq: u64,
+}
+
 /// What became of a message offered to a link.
 #[must_use]
 #[derive(Debug, PartialEq, Eq)]
@@ -74,7 +80,7 @@ pub(crate) struct LinkTx {
     depth: u32,
     producer: Producer,
     collector: Collector,
-    tickets: Tickets<Arc<Slot>>,
+    tickets: Tickets<Flight>,
     /// Rung when there is something for the subscriber.
     bell: Bell,
     on_full: OnFull,
@@ -148,8 +154,8 @@ impl LinkTx {
 
     /// Offers one message; what the subscriber released is collected only when there is no ticket left.
     #[inline]
-    pub(crate) fn offer(&mut self, message: &Message, pool: &PoolCore) -> Offer {
-        match self.try_offer(message, pool) {
+    pub(crate) fn offer(&mut self, message: Message, in_flight: &mut InFlight) -> Offer {
+        match self.try_offer(message, in_flight) {
             Ok(offer) => offer,
             Err(fault) => {
                 self.fault = Some(fault);
@@ -159,7 +165,7 @@ impl LinkTx {
     }
 
     #[inline]
-    fn try_offer(&mut self, message: &Message, pool: &PoolCore) -> Result<Offer, LinkError> {
+    fn try_offer(&mut self, message: Message, in_flight: &mut InFlight) -> Result<Offer, LinkError> {
         if message.seq < self.next_seq {
             return Ok(Offer::Done);
         }
@@ -167,25 +173,26 @@ impl LinkTx {
             self.next_seq = message.seq + 1;
             return Ok(Offer::Done);
         }
-        if self.tickets.free() == 0 && !self.make_room(pool)? {
+        if self.tickets.free() == 0 && !self.make_room(in_flight)? {
             return self.refuse(message);
         }
-        let segment = message.slot.segment();
-        if segment.id() != self.last_segment && !self.announce(segment)? {
+        let slot = in_flight.slot(message.flight);
+        let segment = slot.segment();
+        if segment.id() != self.last_segment && !self.announce(segment, in_flight)? {
             return self.refuse(message);
         }
-        let position = self.producer.position();
-        let Ok(ticket) = self.tickets.issue(position, Arc::clone(&message.slot)) else {
+        let Ok(ticket) = self.tickets.issue(self.producer.position(), message.flight) else {
             return self.refuse(message);
         };
         kill_point!("offer: ticket issued");
         let descriptor = Descriptor {
             seq: message.seq,
             segment: segment.id(),
-            offset: message.slot.offset() as u64,
+            offset: slot.offset() as u64,
             len: message.len as u64,
             ticket,
         };
+        in_flight.share(message.flight);
         self.producer.push(self.page.view(), descriptor);
         self.next_seq = message.seq + 1;
         self.blocked_since = None;
@@ -203,17 +210,17 @@ impl LinkTx {
 
     /// Returns to the pool what the subscriber has released, and says how many slots came free by it: not those that
     /// others have as well.
-    pub(crate) fn reclaim(&mut self, pool: &PoolCore) -> usize {
+    pub(crate) fn reclaim(&mut self, in_flight: &mut InFlight) -> usize {
         let mut freed = 0;
-        let reclaimed = self.try_reclaim(pool, &mut freed);
+        let reclaimed = self.try_reclaim(in_flight, &mut freed);
         self.note(reclaimed);
         freed
     }
 
     /// Takes back the oldest message that was not received yet, if the subscriber agreed to lose such. `None`: there is
     /// none; else whether its slot came free.
-    pub(crate) fn take_back_oldest(&mut self, pool: &PoolCore) -> Option<bool> {
-        match self.try_take_back(pool) {
+    pub(crate) fn take_back_oldest(&mut self, in_flight: &mut InFlight) -> Option<bool> {
+        match self.try_take_back(in_flight) {
             Ok(taken) => taken,
             Err(fault) => {
                 self.note(Err(fault));
@@ -223,13 +230,13 @@ impl LinkTx {
     }
 
     /// The subscriber has dropped its handle: nothing more goes to it, what it holds stays its own until released.
-    pub(crate) fn leave(&mut self, pool: &PoolCore) {
+    pub(crate) fn leave(&mut self, in_flight: &mut InFlight) {
         self.leaving = true;
         kill_point!("leave: heard");
         let left = loop {
-            match self.try_take_back(pool) {
+            match self.try_take_back(in_flight) {
                 Ok(Some(_)) => {}
-                Ok(None) => break self.try_reclaim(pool, &mut 0),
+                Ok(None) => break self.try_reclaim(in_flight, &mut 0),
                 Err(fault) => break Err(fault),
             }
         };
@@ -249,14 +256,14 @@ impl LinkTx {
     }
 
     /// Adds to `freed` the slots that came free.
-    fn try_reclaim(&mut self, pool: &PoolCore, freed: &mut usize) -> Result<(), LinkError> {
+    fn try_reclaim(&mut self, in_flight: &mut InFlight, freed: &mut usize) -> Result<(), LinkError> {
         if self.tickets.outstanding() == 0 {
             return Ok(());
         }
         let Self { page, tickets, collector, .. } = self;
         let give_back = |ticket| match tickets.reclaim(ticket) {
-            Some(slot) => {
-                *freed += usize::from(release_slot(pool, slot));
+            Some(flight) => {
+                *freed += usize::from(in_flight.release(flight));
                 Ok(())
             }
             None => Err(Misbehaved::TicketNotHeld { ticket }),
@@ -270,7 +277,7 @@ impl LinkTx {
         arm(&self.page.view().control.credit_armed);
     }
 
-    fn try_take_back(&mut self, pool: &PoolCore) -> Result<Option<bool>, LinkError> {
+    fn try_take_back(&mut self, in_flight: &mut InFlight) -> Result<Option<bool>, LinkError> {
         if self.on_full != OnFull::DropOldest && !self.leaving {
             return Ok(None);
         }
@@ -281,10 +288,10 @@ impl LinkTx {
         };
         kill_point!("take back: head moved");
         let ticket = self.tickets.at_position(position).ok_or(Misbehaved::PositionReleased { position })?;
-        let Some(slot) = self.tickets.reclaim(ticket) else { return Ok(Some(false)) };
+        let Some(flight) = self.tickets.reclaim(ticket) else { return Ok(Some(false)) };
         self.dropped.fetch_add(1, Ordering::Relaxed);
         kill_point!("take back: ticket reclaimed");
-        Ok(Some(release_slot(pool, slot)))
+        Ok(Some(in_flight.release(flight)))
     }
 
     fn try_retire(&mut self) -> Result<(), LinkError> {
@@ -318,40 +325,40 @@ impl LinkTx {
     }
 
     /// Ends the link because the subscriber was stuck for too long. It may keep what it holds, and no more.
-    pub(crate) fn evict(mut self, pool: &PoolCore) {
+    pub(crate) fn evict(mut self, in_flight: &mut InFlight) {
         // First: what is taken back is counted, and told before the end.
-        self.leave(pool);
+        self.leave(in_flight);
         let _ = send(&self.connection, &Frame::Refused(RefusedReason::Stuck), &[]);
         self.bell.ring();
-        if self.fault.is_some() { self.end(pool) } else { self.part(pool) }
+        if self.fault.is_some() { self.end(in_flight) } else { self.part(in_flight) }
     }
 
     /// Ends the link of a subscriber that lives on, and may read what it has for as long as it likes: only what it has
     /// released goes back.
-    pub(crate) fn part(mut self, pool: &PoolCore) {
-        if self.try_reclaim(pool, &mut 0).is_ok() {
-            for slot in self.tickets.drain() {
-                pool.abandon(slot);
+    pub(crate) fn part(mut self, in_flight: &mut InFlight) {
+        if self.try_reclaim(in_flight, &mut 0).is_ok() {
+            for flight in self.tickets.drain() {
+                in_flight.abandon(flight);
             }
         }
-        self.end(pool);
+        self.end(in_flight);
     }
 
     /// Hands back every slot that the subscriber had: it is gone, or has broken the protocol. The link is over.
-    pub(crate) fn end(mut self, pool: &PoolCore) {
-        for slot in self.tickets.drain() {
-            release_slot(pool, slot);
+    pub(crate) fn end(mut self, in_flight: &mut InFlight) {
+        for flight in self.tickets.drain() {
+            in_flight.release(flight);
         }
         self.connection.shutdown();
     }
 
-    fn make_room(&mut self, pool: &PoolCore) -> Result<bool, LinkError> {
-        self.try_reclaim(pool, &mut 0)?;
-        Ok(self.tickets.free() > 0 || self.try_take_back(pool)?.is_some())
+    fn make_room(&mut self, in_flight: &mut InFlight) -> Result<bool, LinkError> {
+        self.try_reclaim(in_flight, &mut 0)?;
+        Ok(self.tickets.free() > 0 || self.try_take_back(in_flight)?.is_some())
     }
 
     #[cold]
-    fn refuse(&mut self, message: &Message) -> Result<Offer, LinkError> {
+    fn refuse(&mut self, message: Message) -> Result<Offer, LinkError> {
         if self.on_full == OnFull::Wait {
             return Ok(Offer::Blocked);
         }
@@ -365,10 +372,10 @@ impl LinkTx {
     /// Sends a segment's descriptor before the first message that lies in it; `false` if the socket is full, or the
     /// system has too many descriptors under way.
     #[cold]
-    fn announce(&mut self, segment: &Arc<Segment>) -> Result<bool, LinkError> {
+    fn announce(&mut self, segment: &Arc<Segment>, in_flight: &InFlight) -> Result<bool, LinkError> {
         if !self.announced.contains_key(&segment.id()) {
             self.try_retire()?;
-            if self.announced.len() >= SEGMENTS_MAX && !self.forget_unused()? {
+            if self.announced.len() >= SEGMENTS_MAX && !self.forget_unused(in_flight)? {
                 return Ok(false);
             }
             let backing = match segment.backing() {
@@ -393,8 +400,9 @@ impl LinkTx {
 impl LinkTx {
     /// Retires segments that the subscriber has nothing of, to be announced again when they are used again; `false` if
     /// it has some of all.
-    fn forget_unused(&mut self) -> Result<bool, LinkError> {
-        let used: HashSet<u64> = self.tickets.values().map(|slot| slot.segment().id()).collect();
+    fn forget_unused(&mut self, in_flight: &InFlight) -> Result<bool, LinkError> {
+        let used: HashSet<u64> =
+            self.tickets.values().map(|flight| in_flight.slot(*flight).segment().id()).collect();
         let unused: Vec<u64> = self.announced.keys().filter(|id| !used.contains(id)).copied().collect();
         for id in unused {
             if !send(&self.connection, &Frame::Retire { id }, &[])? {
@@ -422,7 +430,7 @@ impl LinkSeed {
         expect: u64,
         next_seq: u64,
         history: &VecDeque<Message>,
-        pool: &PoolCore,
+        in_flight: &mut InFlight,
     ) -> Result<LinkTx, LinkError> {
         let mut link = self.link;
         let skip = history.len().saturating_sub(link.depth as usize);
@@ -447,8 +455,17 @@ impl LinkSeed {
         }
         kill_point!("welcome: sent");
         for message in history.iter().skip(skip) {
-            if link.try_offer(message, pool)? != Offer::Done {
-                break;
+            match link.try_offer(*message, in_flight) {
+                Ok(Offer::Done) => {}
+                Ok(_) => break,
+                Err(fault @ LinkError::Fault(_)) => {
+                    link.end(in_flight);
+                    return Err(fault);
+                }
+                Err(error) => {
+                    link.part(in_flight);
+                    return Err(error);
+                }
             }
         }
         link.next_seq = next_seq;
@@ -458,17 +475,6 @@ impl LinkSeed {
         link.bell.ring();
         Ok(link)
     }
-}
-
-/// Gives up one share of a slot; the last one returns it to the pool. All shares of a slot are made and given up by
-/// one publisher's delivery, so that being the only one cannot change under us. `true`: it was the last.
-#[inline]
-pub(crate) fn release_slot(pool: &PoolCore, slot: Arc<Slot>) -> bool {
-    let last = Arc::strong_count(&slot) == 1;
-    if last {
-        pool.give_back(slot);
-    }
-    last
 }
 
 fn send(connection: &Connection, frame: &Frame, fds: &[BorrowedFd<'_>]) -> std::io::Result<bool> {

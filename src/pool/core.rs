@@ -2,8 +2,9 @@
 //!
 //! It never waits and runs on the caller's thread; who waits and how is [`ShmSegmentPool`](super::ShmSegmentPool)'s.
 
+use std::cell::RefCell;
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 
 use parking_lot::Mutex;
@@ -13,6 +14,7 @@ use crate::budget::{Budget, Reservation};
 use crate::idle::Idle;
 use crate::proto::class::{self, ClassIndex};
 use crate::segment::Segment;
+use crate::sync::fence_after_rmw;
 
 /// Idle slots of a small class that can be popped without a lock.
 const SMALL_QUEUE: usize = 4_096;
@@ -23,9 +25,44 @@ pub(crate) struct Slot {
     segment: Arc<Segment>,
     index: usize,
     class: ClassIndex,
+    /// Where it goes back to. A circle while the slot is idle; [`PoolCore::close`] breaks it.
+    pool: Arc<PoolCore>,
+}
+
+thread_local! {
+    /// The pool that this thread gave something back to last. It has to outlive the giving back, and the slot does not see to
+    /// that: once it is idle another thread may take and free it, and with it the last reference to the pool. A reference
+    /// taken and dropped each time would cost as much as the queue does.
+    static LAST: RefCell<Option<Arc<PoolCore>>> = const { RefCell::new(None) };
 }
 
 impl Slot {
+    /// Goes back to its pool.
+    #[inline]
+    pub(crate) fn give_back(self: Arc<Self>) {
+        let mut slot = Some(self);
+        // Not borrowed already, unless by a waker that gives something back as well; and not gone, unless at the thread's end.
+        let _ = LAST.try_with(|last| {
+            if let Ok(mut last) = last.try_borrow_mut()
+                && let Some(slot) = slot.take()
+            {
+                let pool = match &mut *last {
+                    Some(pool) if Arc::ptr_eq(pool, &slot.pool) => pool,
+                    other => other.insert(Arc::clone(&slot.pool)),
+                };
+                pool.give_back(slot);
+            }
+        });
+        if let Some(slot) = slot {
+            Arc::clone(&slot.pool).give_back(slot);
+        }
+    }
+
+    #[inline]
+    pub(crate) fn pool(&self) -> &Arc<PoolCore> {
+        &self.pool
+    }
+
     #[inline]
     pub(crate) fn segment(&self) -> &Arc<Segment> {
         &self.segment
@@ -78,6 +115,8 @@ pub(crate) struct PoolCore {
     /// waiter that looks would wake all others and itself, and they would keep each other looking for ever.
     sweep: Mutex<()>,
     collectors: Mutex<Vec<Weak<dyn Collect>>>,
+    /// The last handle is gone: nothing is kept any more.
+    closed: AtomicBool,
 }
 
 impl PoolCore {
@@ -87,6 +126,7 @@ impl PoolCore {
             classes: (0..class::COUNT).map(|_| OnceLock::new()).collect(),
             sweep: Mutex::new(()),
             collectors: Mutex::new(Vec::new()),
+            closed: AtomicBool::new(false),
             config,
         }
     }
@@ -152,7 +192,11 @@ impl PoolCore {
     /// Makes a segment in reserved room; its first slot is the caller's, the others become idle.
     ///
     /// Where the system refuses what the cap allows, idle segments are given up for it.
-    pub(crate) fn create(&self, class: ClassIndex, room: Reservation) -> Result<Arc<Slot>, TakeError> {
+    pub(crate) fn create(
+        self: &Arc<Self>,
+        class: ClassIndex,
+        room: Reservation,
+    ) -> Result<Arc<Slot>, TakeError> {
         let len = room.len();
         let refused = match self.try_create(class, room) {
             Ok(slot) => return Ok(slot),
@@ -168,7 +212,7 @@ impl PoolCore {
         Err(refused)
     }
 
-    fn try_create(&self, class: ClassIndex, room: Reservation) -> Result<Arc<Slot>, TakeError> {
+    fn try_create(self: &Arc<Self>, class: ClassIndex, room: Reservation) -> Result<Arc<Slot>, TakeError> {
         let state = self.class(class);
         let slots = self.slots_per_segment(class);
         let segment =
@@ -185,10 +229,11 @@ impl PoolCore {
             }
         }
         for index in 1..slots {
-            self.give_back(Arc::new(Slot { segment: Arc::clone(&segment), index, class }));
+            let (segment, pool) = (Arc::clone(&segment), Arc::clone(self));
+            self.give_back(Arc::new(Slot { segment, index, class, pool }));
         }
         segment.count_take(0);
-        Ok(Arc::new(Slot { segment, index: 0, class }))
+        Ok(Arc::new(Slot { segment, index: 0, class, pool: Arc::clone(self) }))
     }
 
     /// Takes back a slot that nobody else holds.
@@ -200,14 +245,12 @@ impl PoolCore {
         self.budget.gate.wake_all();
     }
 
-    /// Gives up a share of a slot that somebody out of reach may go on reading: it is never written again. What its
-    /// segment takes is free for others once the other slots of it are back; the reader keeps his own mapping.
-    pub(crate) fn abandon(&self, slot: Arc<Slot>) {
+    /// Marks a slot that somebody out of reach may go on reading: it is never written again once it has come back. What its
+    /// segment takes is free for others when all slots of it are back; the reader keeps his own mapping.
+    pub(crate) fn abandon(&self, slot: &Slot) {
         slot.segment.abandon();
-        let class = slot.class;
-        drop(slot);
         let _sweeping = self.sweep.lock();
-        if let Some(state) = self.classes[class.index()].get() {
+        if let Some(state) = self.classes[slot.class.index()].get() {
             state.idle.take_all().into_iter().for_each(|idle| self.keep(idle));
         }
     }
@@ -224,6 +267,21 @@ impl PoolCore {
             } else {
                 drop(state.idle.try_put(slot));
             }
+            // SYNC POINT: closed, then drained. Either the drain finds what was just put, or this sees the close.
+            fence_after_rmw();
+            if self.closed.load(Ordering::Relaxed) {
+                drop(state.idle.take_all());
+            }
+        }
+    }
+
+    /// Keeps nothing from now on, and frees what is idle: whatever is in use is freed when it comes back.
+    pub(crate) fn close(&self) {
+        self.closed.swap(true, Ordering::Relaxed);
+        // SYNC POINT: closed, then drained.
+        fence_after_rmw();
+        for state in self.classes.iter().filter_map(OnceLock::get) {
+            drop(state.idle.take_all());
         }
     }
 
@@ -317,5 +375,47 @@ impl std::fmt::Debug for PoolCore {
             .field("config", &self.config)
             .field("budget", &self.budget)
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ShmSegmentPool;
+
+    #[test]
+    fn pool_without_handles_frees_what_is_idle_and_the_rest_when_it_comes_back() {
+        // A thread of its own, which ends: it keeps the pool that it used last.
+        let core = std::thread::spawn(|| {
+            let pool = ShmSegmentPool::new(ShmPoolConfig::new());
+            let core = Arc::downgrade(pool.core());
+            let (held, idle) = (pool.try_take(1 << 20).unwrap(), pool.try_take(1 << 20).unwrap());
+            let small = pool.try_take(100).unwrap();
+            let segments = [&held, &idle, &small].map(|segment| Arc::downgrade(segment.slot().segment()));
+            drop(idle);
+            let alive = || segments.each_ref().map(|segment| segment.strong_count() > 0);
+            assert_eq!(alive(), [true; 3]);
+            drop(pool);
+            assert_eq!(alive(), [true, false, true]);
+            drop((held, small));
+            assert_eq!(alive(), [false; 3]);
+            core
+        });
+        assert_eq!(core.join().unwrap().strong_count(), 0);
+    }
+
+    #[test]
+    fn pool_closed_while_others_give_back_keeps_nothing() {
+        for _ in 0..200 {
+            let pool = ShmSegmentPool::new(ShmPoolConfig::new());
+            let core = Arc::downgrade(pool.core());
+            let taken = [(); 4].map(|()| pool.try_take(100_000).unwrap());
+            let threads = taken.map(|segment| std::thread::spawn(|| drop(segment)));
+            std::thread::spawn(|| drop(pool)).join().unwrap();
+            for thread in threads {
+                thread.join().unwrap();
+            }
+            assert_eq!(core.strong_count(), 0);
+        }
     }
 }

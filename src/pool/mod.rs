@@ -47,13 +47,25 @@ const MAKE_ELSEWHERE: u64 = 256 << 10;
 /// ```
 #[derive(Debug, Clone)]
 pub struct ShmSegmentPool {
+    open: Arc<Open>,
+}
+
+/// What all handles of a pool share; the last one to go closes it.
+#[derive(Debug)]
+struct Open {
     core: Arc<PoolCore>,
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.core.close();
+    }
 }
 
 impl ShmSegmentPool {
     /// An empty pool; nothing is allocated before the first take.
     pub fn new(config: ShmPoolConfig) -> Self {
-        Self { core: Arc::new(PoolCore::new(config)) }
+        Self { open: Arc::new(Open { core: Arc::new(PoolCore::new(config)) }) }
     }
 
     /// Takes a segment of at least `len` bytes, or fails at once if the cap leaves no room for it.
@@ -66,11 +78,11 @@ impl ShmSegmentPool {
     /// [`TakeError::Memory`] if the system refuses the memory.
     #[inline]
     pub fn try_take(&self, len: usize) -> Result<PooledSegment, TakeError> {
-        let slot = match self.core.take_idle_for(len) {
+        let slot = match self.core().take_idle_for(len) {
             Some(slot) => slot,
             None => self.find_or_create(len)?,
         };
-        Ok(PooledSegment::new(slot, len, Arc::clone(&self.core)))
+        Ok(PooledSegment::new(slot, len))
     }
 
     /// Takes a segment of at least `len` bytes, waiting at the cap until one comes free.
@@ -136,33 +148,33 @@ impl ShmSegmentPool {
             }
         }
         drop(taken);
-        let size = self.core.class_for(len)?;
+        let size = self.core().class_for(len)?;
         let size = class::size_of(size);
         Ok(self.stats().sizes.iter().find(|stats| stats.size == size).map_or(0, |stats| stats.idle))
     }
 
     /// Frees every segment of which nothing is in use.
     pub fn trim(&self) {
-        self.core.trim();
+        self.core().trim();
     }
 
     /// The pool's counters, after collecting what subscribers have released.
     pub fn stats(&self) -> PoolStats {
-        self.core.collect();
-        self.core.stats()
+        self.core().collect();
+        self.core().stats()
     }
 
     /// An idle segment, if there is one right here.
     #[inline]
     pub(crate) fn take_idle(&self, len: usize) -> Result<Option<PooledSegment>, TakeError> {
-        match self.core.take_idle_for(len) {
-            Some(slot) => Ok(Some(PooledSegment::new(slot, len, Arc::clone(&self.core)))),
-            None => self.core.class_for(len).map(|_| None),
+        match self.core().take_idle_for(len) {
+            Some(slot) => Ok(Some(PooledSegment::new(slot, len))),
+            None => self.core().class_for(len).map(|_| None),
         }
     }
 
     pub(crate) fn core(&self) -> &Arc<PoolCore> {
-        &self.core
+        &self.open.core
     }
 
     /// As `take`, but gives up with `None` once `stop` says so; whoever makes it say so wakes the budget's gate.
@@ -171,17 +183,17 @@ impl ShmSegmentPool {
         len: usize,
         stop: impl Fn() -> bool,
     ) -> Option<Result<PooledSegment, TakeError>> {
-        let class = match self.core.class_for(len) {
+        let class = match self.core().class_for(len) {
             Ok(class) => class,
             Err(error) => return Some(Err(error)),
         };
-        let found = self.core.budget.gate.wait_until(|| self.look(class, &stop)).await?;
+        let found = self.core().budget.gate.wait_until(|| self.look(class, &stop)).await?;
         let slot = match found {
             Found::Room(room) => self.create_elsewhere(class, room).await,
             Found::Slot(slot) => Ok(slot),
             Found::Nothing => unreachable!("nothing is no reason to stop waiting"),
         };
-        Some(slot.map(|slot| PooledSegment::new(slot, len, Arc::clone(&self.core))))
+        Some(slot.map(|slot| PooledSegment::new(slot, len)))
     }
 
     /// As `take_until`, on this thread and for no longer than `deadline`.
@@ -191,20 +203,20 @@ impl ShmSegmentPool {
         deadline: Option<Instant>,
         stop: impl Fn() -> bool,
     ) -> Option<Result<PooledSegment, TakeError>> {
-        let class = match self.core.class_for(len) {
+        let class = match self.core().class_for(len) {
             Ok(class) => class,
             Err(error) => return Some(Err(error)),
         };
-        let Some(found) = self.core.budget.gate.blocking_wait_until(deadline, || self.look(class, &stop))
+        let Some(found) = self.core().budget.gate.blocking_wait_until(deadline, || self.look(class, &stop))
         else {
             return Some(Err(TakeError::TimedOut { len }));
         };
         let slot = match found? {
-            Found::Room(room) => self.core.create(class, room),
+            Found::Room(room) => self.core().create(class, room),
             Found::Slot(slot) => Ok(slot),
             Found::Nothing => unreachable!("nothing is no reason to stop waiting"),
         };
-        Some(slot.map(|slot| PooledSegment::new(slot, len, Arc::clone(&self.core))))
+        Some(slot.map(|slot| PooledSegment::new(slot, len)))
     }
 
     /// One attempt of a waiter: `Some(None)` when it is to stop.
@@ -212,7 +224,7 @@ impl ShmSegmentPool {
         if stop() {
             return Some(None);
         }
-        match self.core.find(class) {
+        match self.core().find(class) {
             Found::Nothing => None,
             found => Some(Some(found)),
         }
@@ -220,11 +232,11 @@ impl ShmSegmentPool {
 
     #[cold]
     fn find_or_create(&self, len: usize) -> Result<Arc<Slot>, TakeError> {
-        let class = self.core.class_for(len)?;
-        match self.core.find(class) {
+        let class = self.core().class_for(len)?;
+        match self.core().find(class) {
             Found::Slot(slot) => Ok(slot),
-            Found::Room(room) => self.core.create(class, room),
-            Found::Nothing => Err(TakeError::Full { len, max_bytes: self.core.config.max_bytes }),
+            Found::Room(room) => self.core().create(class, room),
+            Found::Nothing => Err(TakeError::Full { len, max_bytes: self.core().config.max_bytes }),
         }
     }
 
@@ -232,7 +244,7 @@ impl ShmSegmentPool {
     ///
     /// If the caller is cancelled meanwhile, the finished segment is dropped as a `PooledSegment` and so goes idle.
     async fn create_elsewhere(&self, class: ClassIndex, room: Reservation) -> Result<Arc<Slot>, TakeError> {
-        let core = Arc::clone(&self.core);
+        let core = Arc::clone(self.core());
         let runtime = match tokio::runtime::Handle::try_current() {
             Ok(runtime) if room.len() >= MAKE_ELSEWHERE => runtime,
             _ => return core.create(class, room),
@@ -240,7 +252,7 @@ impl ShmSegmentPool {
         let making = runtime.spawn_blocking(move || {
             let slot = core.create(class, room)?;
             let len = slot.capacity();
-            Ok(PooledSegment::new(slot, len, core))
+            Ok(PooledSegment::new(slot, len))
         });
         match making.await {
             Ok(made) => made.map(PooledSegment::into_slot),

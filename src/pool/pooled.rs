@@ -18,7 +18,6 @@ pub struct PooledSegment {
     slot: Option<Arc<Slot>>,
     start: NonNull<u8>,
     len: usize,
-    pool: Arc<PoolCore>,
 }
 
 // SAFETY: `start` points into the mapping that `slot` keeps alive, memory that any thread may use; who may read or
@@ -30,14 +29,14 @@ unsafe impl Sync for PooledSegment {}
 impl PooledSegment {
     /// The first `len` bytes of `slot`, of which the caller holds the only `Arc`.
     #[inline]
-    pub(crate) fn new(slot: Arc<Slot>, len: usize, pool: Arc<PoolCore>) -> Self {
+    pub(crate) fn new(slot: Arc<Slot>, len: usize) -> Self {
         debug_assert!(len <= slot.capacity());
         let mapping = slot.segment().mapping();
         debug_assert!(slot.offset() + slot.capacity() <= mapping.len());
         // SAFETY: the pool cut the mapping into `slots` pieces of `capacity` bytes and `offset` is where one of them
         // begins, so the result stays inside the mapping.
         let start = unsafe { mapping.as_ptr().add(slot.offset()) };
-        Self { slot: Some(slot), start, len, pool }
+        Self { slot: Some(slot), start, len }
     }
 
     /// How many bytes there are, of which the first `len()` are in use.
@@ -57,7 +56,7 @@ impl PooledSegment {
 
     #[inline]
     pub(crate) fn is_of(&self, pool: &Arc<PoolCore>) -> bool {
-        Arc::ptr_eq(&self.pool, pool)
+        Arc::ptr_eq(self.slot().pool(), pool)
     }
 
     #[inline]
@@ -66,7 +65,7 @@ impl PooledSegment {
     }
 
     #[inline]
-    fn slot(&self) -> &Arc<Slot> {
+    pub(super) fn slot(&self) -> &Arc<Slot> {
         self.slot.as_ref().expect("taken only by into_slot, which consumes self")
     }
 }
@@ -103,7 +102,7 @@ impl Drop for PooledSegment {
     #[inline]
     fn drop(&mut self) {
         if let Some(slot) = self.slot.take() {
-            self.pool.give_back(slot);
+            slot.give_back();
         }
     }
 }

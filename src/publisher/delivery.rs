@@ -5,8 +5,8 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use super::Message;
-use crate::link::{LinkError, LinkSeed, LinkTx, Offer};
+use super::pace::Pace;
+use crate::link::{InFlight, LinkError, LinkSeed, LinkTx, Message, Offer};
 use crate::pool::core::{PoolCore, Slot};
 use crate::proto::bell;
 use crate::proto::joinlog::JoinLog;
@@ -14,6 +14,7 @@ use crate::proto::joinlog::JoinLog;
 pub(crate) struct Delivery {
     publisher: u128,
     links: Vec<LinkTx>,
+    in_flight: InFlight,
     next_seq: u64,
     /// Accepted, on some links already, and waiting for room on the others.
     head: Option<Message>,
@@ -24,8 +25,12 @@ pub(crate) struct Delivery {
     log: JoinLog,
     /// The lowest number not yet in the log.
     logged: u64,
-    /// When the last run was, in clock nanoseconds.
+    /// When to read the clock.
+    pub(super) pace: Pace,
+    /// When the last run was that read it, in clock nanoseconds.
     pub(crate) last_run: u64,
+    /// The present run has read it.
+    pub(crate) timed: bool,
     /// When a run last looked for new subscribers.
     pub(crate) last_accept: u64,
     /// How many dropped segments of the pool the links know of.
@@ -39,17 +44,20 @@ pub(crate) struct Delivery {
 }
 
 impl Delivery {
-    pub(crate) fn new(publisher: u128, history_len: usize) -> Self {
+    pub(crate) fn new(publisher: u128, history_len: usize, pool: Arc<PoolCore>) -> Self {
         Self {
             publisher,
             links: Vec::new(),
+            in_flight: InFlight::new(pool),
             next_seq: 0,
             head: None,
             history: VecDeque::with_capacity(history_len.min(1_024)),
             history_len,
             log: JoinLog::new(0),
             logged: 0,
+            pace: Pace::default(),
             last_run: 0,
+            timed: false,
             last_accept: 0,
             retired: 0,
             waiting: VecDeque::new(),
@@ -92,28 +100,28 @@ impl Delivery {
     /// Numbers the message and puts it on every link with room. Where one keeps it waiting it becomes the head:
     /// `false`.
     #[inline]
-    pub(crate) fn deliver(&mut self, slot: Arc<Slot>, len: usize, pool: &PoolCore) -> bool {
+    pub(crate) fn deliver(&mut self, slot: Arc<Slot>, len: usize) -> bool {
         debug_assert!(self.head.is_none());
-        let message = Message { slot, len, seq: self.next_seq };
+        let message = Message { flight: self.in_flight.begin(slot), len, seq: self.next_seq };
         self.next_seq += 1;
         kill_point!("send: numbered");
-        self.offer(message, pool)
+        self.offer(message)
     }
 
     /// Tries the links again that kept the head waiting; `false` if one still does.
-    pub(crate) fn retry_head(&mut self, pool: &PoolCore) -> bool {
+    pub(crate) fn retry_head(&mut self) -> bool {
         match self.head.take() {
-            Some(message) => self.offer(message, pool),
+            Some(message) => self.offer(message),
             None => true,
         }
     }
 
     #[inline]
-    fn offer(&mut self, message: Message, pool: &PoolCore) -> bool {
+    fn offer(&mut self, message: Message) -> bool {
         let mut stuck = false;
         let mut broken = false;
         for link in &mut self.links {
-            match link.offer(&message, pool) {
+            match link.offer(message, &mut self.in_flight) {
                 Offer::Done => {}
                 Offer::Blocked => stuck = true,
                 Offer::Broken => broken = true,
@@ -121,21 +129,27 @@ impl Delivery {
             kill_point!("offer: one link");
         }
         if broken {
-            self.remove_broken(pool);
+            self.remove_broken();
         }
         if stuck {
             self.head = Some(message);
             return false;
         }
         if self.history_len == 0 {
-            crate::link::release_slot(pool, message.slot);
+            self.in_flight.release(message.flight);
         } else {
-            self.remember(message, pool);
+            self.remember(message);
         }
         true
     }
 
-    /// Notes the time of what was delivered since the last note: it must have been taken afterwards.
+    /// Whether messages were delivered whose time is not noted yet.
+    pub(crate) fn is_untimed(&self) -> bool {
+        self.logged < self.next_seq
+    }
+
+    /// Notes the time of what was delivered since the last note. It must have been read after all of these were accepted, or
+    /// (of the one that a sender is just delivering himself) after its sending had begun.
     #[inline]
     pub(crate) fn log(&mut self, now: u64) {
         if self.logged < self.next_seq {
@@ -169,19 +183,19 @@ impl Delivery {
 
     /// Returns to the pool whatever subscribers have released. For a pool that has waiters, subscribers are asked to
     /// ring at the next release as well, and if nothing came free, messages are given up.
-    pub(crate) fn reclaim(&mut self, pool: &PoolCore) {
-        let waited_for = pool.budget.gate.has_waiters();
+    pub(crate) fn reclaim(&mut self) {
+        let waited_for = self.in_flight.pool().budget.gate.has_waiters();
         let mut freed = 0;
         for link in &mut self.links {
             if waited_for {
                 link.arm_credit();
             }
-            freed += link.reclaim(pool);
+            freed += link.reclaim(&mut self.in_flight);
         }
         if waited_for && freed == 0 {
-            self.give_up_oldest(pool);
+            self.give_up_oldest();
         }
-        self.remove_broken(pool);
+        self.remove_broken();
     }
 
     /// Gives up messages until a slot comes free, which wakes who waits for it to look, and perhaps to come here again.
@@ -190,14 +204,16 @@ impl Delivery {
     /// lose such, oldest first. What others have as well frees nothing: that must not be the end of it, because
     /// nobody would come here again.
     #[cold]
-    fn give_up_oldest(&mut self, pool: &PoolCore) {
+    fn give_up_oldest(&mut self) {
         loop {
-            let unshared = self.history.iter().position(|message| Arc::strong_count(&message.slot) == 1);
+            let unshared = self.history.iter().position(|message| self.in_flight.is_unshared(message.flight));
             if let Some(message) = unshared.and_then(|at| self.history.remove(at)) {
-                crate::link::release_slot(pool, message.slot);
+                self.in_flight.release(message.flight);
                 return;
             }
-            let mut taken = self.links.iter_mut().filter_map(|link| link.take_back_oldest(pool)).peekable();
+            let in_flight = &mut self.in_flight;
+            let mut taken =
+                self.links.iter_mut().filter_map(|link| link.take_back_oldest(in_flight)).peekable();
             if taken.peek().is_none() || taken.fold(false, |freed, came_free| freed | came_free) {
                 return;
             }
@@ -206,26 +222,26 @@ impl Delivery {
 
     /// Tells subscribers of segments that the pool has dropped.
     #[inline]
-    pub(crate) fn retire(&mut self, pool: &PoolCore) {
-        let retired = pool.budget.retired();
+    pub(crate) fn retire(&mut self) {
+        let retired = self.in_flight.pool().budget.retired();
         if retired != self.retired {
             self.retired = retired;
             for link in &mut self.links {
                 link.retire_segments();
             }
-            self.remove_broken(pool);
+            self.remove_broken();
         }
     }
 
     /// Welcomes a subscriber.
-    pub(crate) fn add(&mut self, seed: LinkSeed, pool: &PoolCore) {
+    pub(crate) fn add(&mut self, seed: LinkSeed) {
         let expect = self.log.seq_at(seed.connected_at).min(self.next_seq);
         // The head was accepted and is still on its way: this subscriber gets it too, unless it is from before he came.
         let next_seq = match &self.head {
             Some(head) if head.seq >= expect => head.seq,
             _ => self.next_seq,
         };
-        match seed.welcome(self.publisher, expect, next_seq, &self.history, pool) {
+        match seed.welcome(self.publisher, expect, next_seq, &self.history, &mut self.in_flight) {
             Ok(link) => {
                 self.links.push(link);
                 self.links_changed = true;
@@ -235,36 +251,36 @@ impl Delivery {
     }
 
     /// A subscriber has dropped its handle but may still hold samples.
-    pub(crate) fn leave(&mut self, id: u64, pool: &PoolCore) {
+    pub(crate) fn leave(&mut self, id: u64) {
         if let Some(link) = self.links.iter_mut().find(|link| link.id == id) {
-            link.leave(pool);
+            link.leave(&mut self.in_flight);
             self.links_changed = true;
-            self.remove_broken(pool);
+            self.remove_broken();
         }
     }
 
     /// A subscriber is gone: everything it held comes back.
-    pub(crate) fn remove(&mut self, id: u64, pool: &PoolCore) {
+    pub(crate) fn remove(&mut self, id: u64) {
         if let Some(link) = self.take_link(id) {
-            link.end(pool);
+            link.end(&mut self.in_flight);
         }
     }
 
     /// A subscriber cannot be served any more, but lives on for all that is known.
-    pub(crate) fn part(&mut self, id: u64, pool: &PoolCore) {
+    pub(crate) fn part(&mut self, id: u64) {
         if let Some(link) = self.take_link(id) {
-            link.part(pool);
+            link.part(&mut self.in_flight);
         }
     }
 
     /// Ends the links that have kept senders waiting since before `limit`, and says when the next one is due.
-    pub(crate) fn evict(&mut self, limit: u64, pool: &PoolCore) {
+    pub(crate) fn evict(&mut self, limit: u64) {
         let stuck = |link: &LinkTx| link.blocked_since.is_some_and(|since| since <= limit);
         while let Some(index) = self.links.iter().position(stuck) {
             let link = self.links.swap_remove(index);
             self.links_changed = true;
             tracing::warn!(link = link.id, "a subscriber was stuck for too long and has been disconnected");
-            link.evict(pool);
+            link.evict(&mut self.in_flight);
         }
     }
 
@@ -274,7 +290,7 @@ impl Delivery {
     }
 
     /// Ends everything. After a `clean` end subscribers know that nothing is missing.
-    pub(crate) fn finish(&mut self, clean: bool, pool: &PoolCore) {
+    pub(crate) fn finish(&mut self, clean: bool) {
         self.finished = true;
         self.links_changed = true;
         self.waiting.clear();
@@ -282,31 +298,31 @@ impl Delivery {
             if clean {
                 link.bye(self.next_seq);
             }
-            link.part(pool);
+            link.part(&mut self.in_flight);
         }
         for message in self.head.take().into_iter().chain(self.history.drain(..)) {
-            crate::link::release_slot(pool, message.slot);
+            self.in_flight.release(message.flight);
         }
     }
 
-    fn remember(&mut self, message: Message, pool: &PoolCore) {
+    fn remember(&mut self, message: Message) {
         if self.history.len() == self.history_len
             && let Some(oldest) = self.history.pop_front()
         {
-            crate::link::release_slot(pool, oldest.slot);
+            self.in_flight.release(oldest.flight);
         }
         self.history.push_back(message);
     }
 
     /// Ends the links that broke the protocol or can no longer be talked to.
-    fn remove_broken(&mut self, pool: &PoolCore) {
+    fn remove_broken(&mut self) {
         while let Some(link) = self.links.iter_mut().find(|link| link.fault.is_some()) {
             let id = link.id;
             let Some(fault) = link.fault.take() else { return };
             tracing::warn!(%fault, link = id, "disconnecting a subscriber");
             match fault {
-                LinkError::Fault(_) => self.remove(id, pool),
-                _ => self.part(id, pool),
+                LinkError::Fault(_) => self.remove(id),
+                _ => self.part(id),
             }
         }
     }

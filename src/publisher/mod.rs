@@ -6,6 +6,7 @@ mod builder;
 mod delivery;
 mod error;
 pub(crate) mod links;
+mod pace;
 pub(crate) mod shared;
 mod sink;
 mod stats;
@@ -25,14 +26,6 @@ use crate::buffer::{Home, Payload, ShmLoan};
 use crate::places::NoPlace;
 use crate::pool::core::Slot;
 use crate::pool::{PooledSegment, ShmSegmentPool, TakeError};
-
-/// A message with its number, on its way to the links.
-#[derive(Debug)]
-pub(crate) struct Message {
-    pub(crate) slot: Arc<Slot>,
-    pub(crate) len: usize,
-    pub(crate) seq: u64,
-}
 
 /// Publishes messages to a topic.
 ///

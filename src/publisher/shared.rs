@@ -19,7 +19,7 @@ use crate::OnFull;
 use crate::access::Access;
 use crate::event::Notifier;
 use crate::gate::Gate;
-use crate::link::{LinkSeed, release_slot};
+use crate::link::LinkSeed;
 use crate::places::Places;
 use crate::pool::core::{Collect, Slot};
 use crate::pool::{PooledSegment, ShmSegmentPool};
@@ -38,6 +38,8 @@ const ACCEPT_EVERY_NS: u64 = 5_000_000;
 const EVICT_RETRY_NS: u64 = 1_000_000;
 /// When to try again what met with too many descriptors under way in sockets.
 const CROWDED_RETRY_NS: u64 = 5_000_000;
+/// How often the tx task looks whether a rush of messages is over.
+const RUSH_NS: u64 = 1_000_000;
 /// How often a sender that must not wait looks again for what another thread is just collecting.
 const COLLECT_SPINS: usize = 64;
 
@@ -110,6 +112,8 @@ pub(crate) struct Shared {
     gone: AtomicBool,
     /// When to try the head again though nobody rings for it, in clock nanoseconds; 0 for never.
     retry_at: AtomicU64,
+    /// Messages come so fast that not each one's time is noted: the tx task has to note the last ones'.
+    rush: AtomicBool,
     published: AtomicU64,
     /// Shared with the links, which count.
     pub(crate) dropped: Arc<AtomicU64>,
@@ -128,7 +132,7 @@ impl Shared {
         notifier: Notifier,
     ) -> Arc<Self> {
         let shared = Arc::new(Self {
-            delivery: Turnstile::new(Delivery::new(config.id, config.history)),
+            delivery: Turnstile::new(Delivery::new(config.id, config.history, Arc::clone(pool.core()))),
             places: Places::new(config.queue),
             queue: ArrayQueue::new(config.queue as usize),
             pool,
@@ -150,6 +154,7 @@ impl Shared {
             ended: AtomicUsize::new(RUNNING),
             gone: AtomicBool::new(false),
             retry_at: AtomicU64::new(0),
+            rush: AtomicBool::new(false),
             published: AtomicU64::new(0),
             dropped: Arc::default(),
             copied_bytes: AtomicU64::new(0),
@@ -206,12 +211,13 @@ impl Shared {
             // Nothing keeps these from being delivered, but a sink that fed them may never come to flush them.
             self.work(&mut delivery);
             delivery.last_run = monotonic_ns();
+            delivery.timed = true;
         }
         let accepted = !(delivery.is_behind() || self.places.is_closed() || !self.queue.is_empty());
         if accepted {
             kill_point!("send: inside");
             let (slot, len) = message();
-            if !delivery.deliver(slot, len, self.pool.core()) {
+            if !delivery.deliver(slot, len) {
                 self.accepted.fetch_add(1, Ordering::AcqRel);
                 self.work(&mut delivery);
             }
@@ -302,7 +308,7 @@ impl Shared {
         self.work(&mut delivery);
         let done = self.is_done(&delivery);
         if done {
-            delivery.finish(true, self.pool.core());
+            delivery.finish(true);
             self.ended.swap(ENDED, Ordering::AcqRel);
         }
         self.leave(delivery);
@@ -356,7 +362,7 @@ impl Shared {
         let limit = u64::try_from(self.config.evict_after?.as_nanos()).unwrap_or(u64::MAX);
         let Some(mut delivery) = self.enter() else { return Some(EVICT_RETRY_NS) };
         let now = monotonic_ns();
-        delivery.evict(now.saturating_sub(limit), self.pool.core());
+        delivery.evict(now.saturating_sub(limit));
         self.work(&mut delivery);
         let due = delivery.stuck_since().map(|since| since.saturating_add(limit).saturating_sub(now));
         self.leave(delivery);
@@ -396,6 +402,16 @@ impl Shared {
     /// What is done first at every entry: new subscribers, if there may be some, and what the tasks have said.
     #[inline]
     fn prepare(&self, delivery: &mut Inside<'_, Delivery>) {
+        if delivery.pace.is_due() {
+            self.read_clock(delivery);
+        }
+        delivery.retire();
+        if self.controls.load(Ordering::Acquire) != 0 {
+            self.obey(delivery);
+        }
+    }
+
+    fn read_clock(&self, delivery: &mut Delivery) {
         let now = monotonic_ns();
         if now.saturating_sub(delivery.last_run) > QUIET_NS
             && now.saturating_sub(delivery.last_accept) > ACCEPT_EVERY_NS
@@ -404,10 +420,38 @@ impl Shared {
             self.acceptor.accept_pending(self);
         }
         delivery.last_run = now;
-        delivery.retire(self.pool.core());
-        if self.controls.load(Ordering::Acquire) != 0 {
-            self.obey(delivery);
+        delivery.timed = true;
+        if delivery.pace.read(now) {
+            self.rush.store(true, Ordering::Release);
+            self.notify();
         }
+    }
+
+    /// Notes the time of what was sent so far, for a subscriber that is just about to connect.
+    pub(crate) fn note_time(&self) {
+        if let Some(mut delivery) = self.enter() {
+            delivery.last_run = monotonic_ns();
+            delivery.timed = true;
+            self.leave(delivery);
+        }
+    }
+
+    /// Notes the time of messages that came too fast for it to be noted with each, and says when to do so again.
+    pub(crate) fn end_rush(&self) -> Option<u64> {
+        if !self.rush.load(Ordering::Acquire) {
+            return None;
+        }
+        let Some(mut delivery) = self.enter() else { return Some(RUSH_NS) };
+        let goes_on = delivery.is_untimed();
+        if goes_on {
+            delivery.last_run = monotonic_ns();
+            delivery.timed = true;
+        } else {
+            delivery.pace.rest();
+            self.rush.store(false, Ordering::Release);
+        }
+        self.leave(delivery);
+        goes_on.then_some(RUSH_NS)
     }
 
     #[cold]
@@ -416,11 +460,11 @@ impl Shared {
         self.controls.fetch_sub(controls.len(), Ordering::AcqRel);
         for control in controls {
             match control {
-                Control::Add(seed) if !delivery.finished => delivery.add(*seed, self.pool.core()),
+                Control::Add(seed) if !delivery.finished => delivery.add(*seed),
                 Control::Add(_) => {}
-                Control::Leave(id) => delivery.leave(id, self.pool.core()),
-                Control::Remove(id) => delivery.remove(id, self.pool.core()),
-                Control::Part(id) => delivery.part(id, self.pool.core()),
+                Control::Leave(id) => delivery.leave(id),
+                Control::Remove(id) => delivery.remove(id),
+                Control::Part(id) => delivery.part(id),
             }
         }
     }
@@ -429,28 +473,28 @@ impl Shared {
     fn work(&self, delivery: &mut Delivery) {
         let pool = self.pool.core();
         if self.has_died() && !delivery.finished {
-            delivery.finish(false, pool);
+            delivery.finish(false);
         }
         if delivery.finished {
             // Only after a death: a clean end waits until it is empty. The pool may be shared, and go on.
             while let Some(queued) = self.queue.pop() {
                 if let Queued::Slot { slot, .. } = queued {
-                    release_slot(pool, slot);
+                    slot.give_back();
                 }
             }
             drop(self.fed.lock().take());
             return;
         }
         if pool.budget.gate.has_waiters() {
-            delivery.reclaim(pool);
+            delivery.reclaim();
         }
         let mut done = 0;
         let mut popped = 0;
         loop {
             if delivery.is_stuck() {
-                if !delivery.retry_head(pool) {
+                if !delivery.retry_head() {
                     let begun = delivery.arm_stuck(monotonic_ns());
-                    if !delivery.retry_head(pool) {
+                    if !delivery.retry_head() {
                         if begun && self.config.evict_after.is_some() {
                             self.notify();
                         }
@@ -473,7 +517,7 @@ impl Shared {
                 // Somebody may have come between this run's beginning and the sending of this message.
                 self.obey(delivery);
             }
-            if delivery.deliver(slot, len, pool) {
+            if delivery.deliver(slot, len) {
                 done += 1;
             }
         }
@@ -532,7 +576,7 @@ impl Shared {
     /// Only where no subscriber has any to release: with all memory in messages behind the one that waits for some, it
     /// would wait for ever.
     fn swap_out(&self, delivery: &mut Delivery, len: usize, popped: &mut usize) -> Option<PooledSegment> {
-        delivery.reclaim(self.pool.core());
+        delivery.reclaim();
         if let Ok(Some(idle)) = self.pool.take_idle(len) {
             return Some(idle);
         }
@@ -543,7 +587,7 @@ impl Shared {
             match queued {
                 Queued::Heap(bytes) => delivery.waiting.push_back(bytes),
                 Queued::Slot { slot, len: next } => {
-                    let segment = PooledSegment::new(slot, next, Arc::clone(self.pool.core()));
+                    let segment = PooledSegment::new(slot, next);
                     delivery.waiting.push_back(segment[..].into());
                     if segment.capacity() >= len {
                         return Some(segment);
@@ -586,7 +630,9 @@ impl Shared {
 
     #[inline]
     fn conclude(&self, delivery: &mut Delivery) {
-        delivery.log(delivery.last_run);
+        if std::mem::take(&mut delivery.timed) {
+            delivery.log(delivery.last_run);
+        }
         delivery.ring();
         self.published.store(delivery.next_seq(), Ordering::Relaxed);
         if self.places.is_closed() && !delivery.finished && self.is_done(delivery) {
@@ -626,8 +672,8 @@ impl Collect for Shared {
         for _ in 0..COLLECT_SPINS {
             if let Some(mut delivery) = self.enter() {
                 // Who looks for memory and never finds any sends nothing either: subscribers must not keep what is gone.
-                delivery.retire(self.pool.core());
-                delivery.reclaim(self.pool.core());
+                delivery.retire();
+                delivery.reclaim();
                 self.leave(delivery);
                 return;
             }

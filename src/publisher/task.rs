@@ -104,7 +104,8 @@ impl TxTask {
     }
 
     fn set_timer(&self) {
-        let due = self.shared.evict().into_iter().chain(self.shared.retry_in()).min();
+        let due =
+            [self.shared.evict(), self.shared.retry_in(), self.shared.end_rush()].into_iter().flatten().min();
         if let Some(due) = due {
             self.timer.get().set(due.max(1));
         }

@@ -95,8 +95,12 @@ impl<W: Default> Core<W> {
             if self.shunned.contains(&id) || self.peers.iter().any(|peer| peer.link.publisher == id) {
                 continue;
             }
+            let local = Shared::local(id);
+            if let Some(local) = &local {
+                local.note_time();
+            }
             let begun = match self.watch.dir().connect(id) {
-                Ok(connection) => self.begin(id, connection),
+                Ok(connection) => self.begin(id, connection, local),
                 // Killed, or closing: somebody's next bind or connect removes what it left.
                 Err(ConnectFailed::Dead | ConnectFailed::Gone) => continue,
                 Err(ConnectFailed::Busy) => {
@@ -124,10 +128,16 @@ impl<W: Default> Core<W> {
         Ok(())
     }
 
-    fn begin(&self, publisher: u128, connection: Connection) -> Result<LinkRx, LinkError> {
+    /// `local`: the publisher, where it is one of this process.
+    fn begin(
+        &self,
+        publisher: u128,
+        connection: Connection,
+        local: Option<Arc<Shared>>,
+    ) -> Result<LinkRx, LinkError> {
         let access = self.watch.dir().access();
         let mut link = LinkRx::begin(publisher, connection, self.depth, self.on_full, self.id, access)?;
-        if let Some(local) = Shared::local(publisher) {
+        if let Some(local) = local {
             // In our own process nobody else needs to run for it to accept us.
             local.accept_now();
             link.read_socket();

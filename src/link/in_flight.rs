@@ -1,0 +1,136 @@
+//! The messages that are under way: in which slot each lies, and how many of a publisher's links and lists still have it.
+//!
+//! One publisher's delivery counts here, and only one thread at a time is in it: so the counts are plain numbers, where an
+//! `Arc` a link would cost two atomic operations for each message. It knows nothing of subscribers.
+
+use std::sync::Arc;
+
+use crate::pool::core::{PoolCore, Slot};
+
+/// Names a message under way; whoever keeps one has a share of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Flight(u32);
+
+#[derive(Debug)]
+struct Entry {
+    /// `None` while the entry is free.
+    slot: Option<Arc<Slot>>,
+    shares: u32,
+}
+
+/// A publisher's messages under way. As many as its links are deep together, and its history long, at most.
+#[derive(Debug)]
+pub(crate) struct InFlight {
+    pool: Arc<PoolCore>,
+    entries: Vec<Entry>,
+    /// Last in, first out, for the sake of the caches.
+    free: Vec<u32>,
+}
+
+impl InFlight {
+    pub(crate) fn new(pool: Arc<PoolCore>) -> Self {
+        Self { pool, entries: Vec::new(), free: Vec::new() }
+    }
+
+    pub(crate) fn pool(&self) -> &PoolCore {
+        &self.pool
+    }
+
+    /// A message in `slot`, with one share of it.
+    #[inline]
+    pub(crate) fn begin(&mut self, slot: Arc<Slot>) -> Flight {
+        let entry = Entry { slot: Some(slot), shares: 1 };
+        match self.free.pop() {
+            Some(index) => {
+                self.entries[index as usize] = entry;
+                Flight(index)
+            }
+            None => self.grow(entry),
+        }
+    }
+
+    #[inline]
+    pub(crate) fn slot(&self, flight: Flight) -> &Arc<Slot> {
+        self.entries[flight.0 as usize].slot.as_ref().expect("whoever names a message has a share of it")
+    }
+
+    /// Takes another share.
+    #[inline]
+    pub(crate) fn share(&mut self, flight: Flight) {
+        self.entries[flight.0 as usize].shares += 1;
+    }
+
+    /// Whether there is one share only.
+    pub(crate) fn is_unshared(&self, flight: Flight) -> bool {
+        self.entries[flight.0 as usize].shares == 1
+    }
+
+    /// Gives up a share; with the last one the slot goes back to the pool: `true`.
+    #[inline]
+    pub(crate) fn release(&mut self, flight: Flight) -> bool {
+        let entry = &mut self.entries[flight.0 as usize];
+        entry.shares -= 1;
+        if entry.shares > 0 {
+            return false;
+        }
+        if let Some(slot) = entry.slot.take() {
+            // There is room: no more are free than there are entries.
+            self.free.push(flight.0);
+            self.pool.give_back(slot);
+        }
+        true
+    }
+
+    /// Gives up a share of a message that somebody out of reach may go on reading: its slot is never written again.
+    pub(crate) fn abandon(&mut self, flight: Flight) {
+        self.pool.abandon(self.slot(flight));
+        self.release(flight);
+    }
+
+    #[cold]
+    fn grow(&mut self, entry: Entry) -> Flight {
+        let index = u32::try_from(self.entries.len()).expect("tickets of all links are fewer");
+        self.entries.push(entry);
+        self.free.reserve(self.entries.len());
+        Flight(index)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ShmSegmentPool;
+
+    #[test]
+    fn slot_goes_back_with_the_last_share_and_its_entry_is_used_again() {
+        let pool = ShmSegmentPool::new(crate::ShmPoolConfig::new());
+        let mut in_flight = InFlight::new(Arc::clone(pool.core()));
+        let first = in_flight.begin(pool.try_take(1).unwrap().into_slot());
+        let other = in_flight.begin(pool.try_take(1).unwrap().into_slot());
+        assert_ne!(first, other);
+        in_flight.share(first);
+        assert!(!in_flight.is_unshared(first));
+        assert!(!in_flight.release(first));
+        assert!(in_flight.is_unshared(first));
+        assert_eq!(pool.stats().in_use(), 2);
+        assert!(in_flight.release(first));
+        assert_eq!(pool.stats().in_use(), 1);
+        assert_eq!(in_flight.begin(pool.try_take(1).unwrap().into_slot()), first);
+        for flight in [first, other] {
+            assert!(in_flight.release(flight));
+        }
+        assert_eq!(pool.stats().in_use(), 0);
+    }
+
+    #[test]
+    fn slot_abandoned_is_not_used_again() {
+        let pool = ShmSegmentPool::new(crate::ShmPoolConfig::new());
+        let mut in_flight = InFlight::new(Arc::clone(pool.core()));
+        let flight = in_flight.begin(pool.try_take(1 << 20).unwrap().into_slot());
+        in_flight.share(flight);
+        in_flight.abandon(flight);
+        assert_eq!(pool.stats().segments, 1);
+        assert!(in_flight.release(flight));
+        assert_eq!(pool.stats().segments, 0);
+    }
+}
