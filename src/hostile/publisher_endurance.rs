@@ -257,7 +257,7 @@ fn child_crowd() {
         assert!(crowd.say_raw(b"x", &[null.as_fd(); 100]));
     }
     set_limit(Resource::Nofile, 128);
-    publisher.try_send([2; 100_000]).unwrap();
+    publisher.try_send(vec![2; 100_000]).unwrap();
     assert_idle("a publisher in a crowd", |time| runtime.block_on(async { tokio::time::sleep(time).await }));
     assert!(matches!(subscriber.try_recv(), Err(TryRecvError::Empty)));
     drop((crowd, crowded));
