@@ -1,11 +1,15 @@
 //! What hostile subscribers do again and again, or never: floods, silence, scribbling. A publisher's other subscribers go
 //! on, and where there is nothing to do, nothing is done.
 
+use std::collections::VecDeque;
+
 use rustix::process::Resource;
 
 use super::publisher::Attacked;
 use super::subscriber::DEPTH;
 use super::*;
+use crate::OnFull;
+use crate::link::LinkTx;
 use crate::proto::wire::RefusedReason;
 use crate::publisher::links::{ACCEPT_MAX, SILENT_MAX};
 use crate::sys::socket::pair;
@@ -264,4 +268,59 @@ fn child_crowd() {
     set_limit(Resource::Nofile, most);
     let received = runtime.block_on(async { tokio::time::timeout(LIMIT, subscriber.recv()).await });
     assert_eq!(received.expect("the crowd has gone").unwrap().len(), 100_000);
+}
+
+#[test]
+fn hostile_crowd_of_descriptors_under_way_has_a_newcomer_refused_instead_of_kept_waiting() {
+    run_alone("hostile::publisher_endurance::child_unwelcome");
+}
+
+#[test]
+#[ignore = "the child half of hostile_crowd_of_descriptors_under_way_has_…"]
+fn child_unwelcome() {
+    if !is_alone() {
+        return;
+    }
+    let place = Place::new();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let publisher = place.publisher().runtime(runtime.handle().clone()).bind().unwrap();
+    drop_capabilities();
+    let most = rustix::process::getrlimit(Resource::Nofile).maximum.unwrap_or(u64::MAX);
+    set_limit(Resource::Nofile, most);
+    let ((crowd, crowded), null) = (pair().unwrap(), std::fs::File::open("/dev/null").unwrap());
+    let crowd = Wire(crowd);
+    for _ in 0..3 {
+        assert!(crowd.say_raw(b"x", &[null.as_fd(); 100]));
+    }
+    set_limit(Resource::Nofile, 128);
+    let wire = Guest::connect(&place, &publisher);
+    assert!(wire.say(hello(1, OnFullWire::Wait), &[]));
+    publisher.try_send([1]).unwrap();
+    assert_eq!(wire.hear_out(), Some(Frame::Refused(RefusedReason::OutOfResources)));
+    assert_eq!(publisher.subscriber_count(), 0);
+    drop((crowd, crowded));
+    set_limit(Resource::Nofile, most);
+    let wire = Guest::connect(&place, &publisher);
+    assert!(wire.say(hello(1, OnFullWire::Wait), &[]));
+    runtime.block_on(async { tokio::time::timeout(LIMIT, publisher.wait_for_subscribers(1)).await.unwrap() });
+    assert!(matches!(wire.hear(), Some((Frame::Welcome(_), _))));
+}
+
+/// Then there is no room to refuse either, and the end has to do.
+#[test]
+fn hostile_socket_without_room_for_a_welcome_is_closed() {
+    let place = Place::new();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let publisher = place.publisher().runtime(runtime.handle().clone()).bind().unwrap();
+    let (ours, theirs) = pair().unwrap();
+    let (ours, theirs) = (Arc::new(ours), Wire(theirs));
+    let retire = encoded(Frame::Retire { id: 1 });
+    while ours.send(&retire, &[]).unwrap() {}
+    let geometry = Geometry::new(1).unwrap();
+    let (seed, _) = LinkTx::prepare(1, Arc::clone(&ours), geometry, OnFull::Wait, 0, Arc::default()).unwrap();
+    let welcomed = seed.welcome(1, 0, 0, &VecDeque::new(), publisher.pool().core());
+    assert!(welcomed.is_err());
+    // Open still on our side, and yet at its end.
+    assert_eq!(theirs.hear_out(), Some(Frame::Retire { id: 1 }));
+    drop(ours);
 }
