@@ -9,7 +9,7 @@ mod tx;
 
 pub(crate) use self::page::LinkPage;
 pub(crate) use self::rx::{Ended, LinkRx, LinkShared, Next};
-pub(crate) use self::tx::{LinkError, LinkSeed, LinkTx, Offer, release_slot};
+pub(crate) use self::tx::{LinkError, LinkSeed, LinkTx, Offer, Seat, release_slot};
 
 use crate::access::Access;
 use crate::proto::Misbehaved;

@@ -32,6 +32,8 @@ pub(crate) enum LinkError {
     Io(std::io::Error),
     #[error("its process has ended")]
     Ended,
+    #[error("there are as many subscribers as max_subscribers allows")]
+    Full,
 }
 
 impl From<std::io::Error> for LinkError {
@@ -57,6 +59,9 @@ pub(crate) enum Offer {
     /// The link is over: `LinkTx::fault` says why.
     Broken,
 }
+
+/// Counts a publisher's links, by being held by each.
+pub(crate) type Seat = Arc<()>;
 
 /// A link that is ready to be welcomed into a publisher's deliveries.
 pub(crate) struct LinkSeed {
@@ -93,6 +98,8 @@ pub(crate) struct LinkTx {
     pub(crate) blocked_since: Option<u64>,
     /// Messages that did not reach a subscriber, of all links of the publisher.
     dropped: Arc<AtomicU64>,
+    /// One of those that the publisher has to give; free again with the link.
+    _seat: Seat,
     /// Why the link has to end. Set once; whoever sees it removes the link.
     pub(crate) fault: Option<LinkError>,
 }
@@ -106,6 +113,7 @@ impl LinkTx {
         on_full: OnFull,
         connected_at: u64,
         dropped: Arc<AtomicU64>,
+        seat: Seat,
     ) -> Result<(LinkSeed, Bell), LinkError> {
         let (page_fd, page) = LinkPage::create(geometry).map_err(LinkError::Page)?;
         let (ringer, bell_fd) = bell::bell_pair()?;
@@ -128,6 +136,7 @@ impl LinkTx {
             leaving: false,
             blocked_since: None,
             dropped,
+            _seat: seat,
             fault: None,
         };
         Ok((LinkSeed { link, connected_at, page_fd, bell_fd, credit_fd }, credit))

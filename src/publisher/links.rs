@@ -13,7 +13,7 @@ use tokio::sync::oneshot::{self, error::TryRecvError};
 
 use super::shared::{Control, Shared};
 use crate::OnFull;
-use crate::link::{Kind, LinkError, LinkTx, identify, truncated};
+use crate::link::{Kind, LinkError, LinkTx, Seat, identify, truncated};
 use crate::proto::layout::Geometry;
 use crate::proto::wire::{self, Frame, Hello, RefusedReason};
 use crate::reactor::Watched;
@@ -43,6 +43,8 @@ const ACCEPT_RETRY_NS: u64 = 50_000_000;
 pub(crate) struct Acceptor {
     listener: Arc<Listener>,
     next_id: AtomicU64,
+    /// Held by each link.
+    seats: Seat,
     /// Accepted between the subscriber's connecting and its greeting. Whoever looks for new subscribers looks at these
     /// too: one whose `connect` has returned must not be passed over because somebody was quick to accept it.
     /// Oldest first.
@@ -89,6 +91,7 @@ impl Acceptor {
         Self {
             listener,
             next_id: AtomicU64::new(0),
+            seats: Seat::default(),
             silent: Mutex::default(),
             more: AtomicBool::new(false),
             retry_at: AtomicU64::new(0),
@@ -113,6 +116,13 @@ impl Acceptor {
     /// Whether more have connected than were accepted in one go.
     pub(crate) fn has_more(&self) -> bool {
         self.more.load(Ordering::Acquire)
+    }
+
+    /// A seat for one link more, unless there are `most` already. With `silent` locked.
+    fn seat(&self, most: u32) -> Result<Seat, LinkError> {
+        // All but ours. Links may go meanwhile, and none comes.
+        let taken = Arc::strong_count(&self.seats) - 1;
+        if taken < most as usize { Ok(Arc::clone(&self.seats)) } else { Err(LinkError::Full) }
     }
 
     /// When the tx task has to accept again after a failure, in clock nanoseconds.
@@ -383,6 +393,7 @@ fn refuse(connection: &Connection, error: LinkError) -> LinkError {
     let reason = match &error {
         LinkError::Fault(Kind::Stranger { .. }) => RefusedReason::NotPermitted,
         LinkError::Fault(_) => RefusedReason::NotUnderstood,
+        LinkError::Full => RefusedReason::Full,
         LinkError::Page(_) | LinkError::Io(_) | LinkError::Ended => RefusedReason::OutOfResources,
     };
     let _ = connection.send(Frame::Refused(reason).encode(&mut [0; wire::FRAME_MAX]), &[]);
@@ -424,12 +435,14 @@ fn hello(
         Some(wish) if shared.config.on_full == OnFull::Wait => wish,
         _ => shared.config.on_full,
     };
+    let seat = shared.acceptor.seat(shared.config.max_subscribers)?;
     // Nobody greets before he has connected: a time that is still to come is that of another clock, and it is owed what
     // was sent since it can have connected.
     let connected_at = if connected_at_ns <= monotonic_ns() { connected_at_ns } else { after };
     let id = shared.acceptor.next_id.fetch_add(1, Ordering::Relaxed);
     let dropped = Arc::clone(&shared.dropped);
-    let (seed, bell) = LinkTx::prepare(id, Arc::clone(connection), geometry, on_full, connected_at, dropped)?;
+    let (seed, bell) =
+        LinkTx::prepare(id, Arc::clone(connection), geometry, on_full, connected_at, dropped, seat)?;
     kill_point!("hello: link prepared");
     shared.leave_word(Control::Add(Box::new(seed)));
     Ok((id, bell))

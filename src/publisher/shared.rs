@@ -70,6 +70,7 @@ pub(crate) struct Config {
     pub(crate) queue: u32,
     pub(crate) on_full: OnFull,
     pub(crate) history: usize,
+    pub(crate) max_subscribers: u32,
     pub(crate) evict_after: Option<Duration>,
 }
 
