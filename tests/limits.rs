@@ -10,7 +10,7 @@ use std::path::Path;
 use std::process::Command;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use support::{Dir, LIMIT, Peer, Role, is_allowed, until, wait_until, within};
+use support::{Dir, LIMIT, Peer, Role, is_allowed, skipped, until, wait_until, within};
 use tokio_shm::{
     Backing, LoanError, RecvError, ShmPoolConfig, ShmPublisher, ShmSample, ShmSegmentPool, ShmSubscriber,
     TakeError, TryRecvError,
@@ -294,6 +294,53 @@ fn role_finds_a_publisher_without_descriptors() {
         });
     }
     assert_eq!(*receive(&way, &mut subscriber).unwrap(), [7]);
+    role.say("done");
+}
+
+/// More than a link has at a time, and the descriptors that it takes.
+const SEGMENTS: usize = 8_192 + 100;
+const FILES: u64 = SEGMENTS as u64 + 100;
+
+/// A pool that has more segments than a link retires those that the subscriber has nothing of.
+#[test]
+fn limit_segments_of_a_link_are_retired_and_announced_anew() {
+    if getrlimit(Resource::Nofile).maximum.is_some_and(|files| files < FILES) {
+        return skipped(&format!("RLIMIT_NOFILE cannot be raised to {FILES}"));
+    }
+    run("role_sends_in_more_segments_than_a_link_has");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn role_sends_in_more_segments_than_a_link_has() {
+    let Some(role) = Role::of("role_sends_in_more_segments_than_a_link_has") else { return };
+    // The smallest that have a segment each.
+    const LEN: usize = 20 * 1024;
+    let maximum = getrlimit(Resource::Nofile).maximum;
+    setrlimit(Resource::Nofile, Rlimit { current: Some(FILES), maximum }).unwrap();
+    let pool = ShmPoolConfig::new().max_idle_per_size(SEGMENTS).max_bytes((2 * SEGMENTS * LEN) as u64);
+    let publisher = role.publisher("t").pool(pool).bind().unwrap();
+    let mut subscriber = role.subscriber("t").connect().unwrap();
+    let loan = |number: usize| {
+        let mut loan = publisher.try_loan(LEN).unwrap();
+        loan[..8].copy_from_slice(&number.to_le_bytes());
+        loan
+    };
+    // One that is held is not retired.
+    publisher.send(loan(usize::MAX)).await.unwrap();
+    let held = within("recv", subscriber.recv()).await.unwrap();
+    for _ in 0..2 {
+        // All at a time, so that no two have a segment.
+        let loans: Vec<_> = (0..SEGMENTS).map(loan).collect();
+        for (number, loan) in loans.into_iter().enumerate() {
+            within("send", publisher.send(loan)).await.unwrap();
+            let sample = within("recv", subscriber.recv()).await.unwrap();
+            assert_eq!(sample[..8], number.to_le_bytes());
+        }
+        assert!(mapped_segments() <= SEGMENTS + 1 + 8_192);
+    }
+    assert_eq!(held[..8], usize::MAX.to_le_bytes());
+    assert_eq!((publisher.subscriber_count(), subscriber.stats().lagged), (1, 0));
+    drop(held);
     role.say("done");
 }
 

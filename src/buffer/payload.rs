@@ -11,6 +11,9 @@ use crate::pool::core::PoolCore;
 ///
 /// A loan is sent without a copy by a publisher that shares its pool; any other publisher copies it.
 ///
+/// An array goes by value as well; one of many kilobytes is better lent (`&array[..]`): by value it is moved from hand to hand,
+/// and an optimising compiler takes minutes over the moves of 100,000 bytes.
+///
 /// # Examples
 ///
 /// For a type of your own:

@@ -185,10 +185,11 @@ impl Said {
                 encoded(Frame::Segment(Segment { id, len, backing: backing(true) }))
             }
             Self::Retire(id) => encoded(Frame::Retire { id: (id % 8).into() }),
-            Self::Refused(code) => encoded(Frame::Refused(match code % 4 {
+            Self::Refused(code) => encoded(Frame::Refused(match code % 5 {
                 0 => RefusedReason::OutOfResources,
                 1 => RefusedReason::NotPermitted,
                 2 => RefusedReason::NotUnderstood,
+                3 => RefusedReason::Full,
                 _ => RefusedReason::Stuck,
             })),
             Self::Leave => encoded(Frame::Leave),

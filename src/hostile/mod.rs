@@ -5,6 +5,7 @@
 
 mod publisher;
 mod publisher_endurance;
+mod rate;
 mod subscriber;
 mod subscriber_endurance;
 
@@ -144,7 +145,10 @@ impl Guest {
     }
 
     fn of(place: &Place, publisher: &ShmPublisher, depth: u32, on_full: OnFullWire) -> Self {
-        let wire = Self::connect(place, publisher);
+        Self::on(Self::connect(place, publisher), depth, on_full)
+    }
+
+    fn on(wire: Wire, depth: u32, on_full: OnFullWire) -> Self {
         assert!(wire.say(hello(depth, on_full), &[]));
         let (frame, fds) = wire.hear().expect("welcomed");
         assert!(matches!(frame, Frame::Welcome(Welcome { depth: granted, .. }) if granted == depth));

@@ -1,16 +1,20 @@
 //! What hostile subscribers do again and again, or never: floods, silence, scribbling. A publisher's other subscribers go
 //! on, and where there is nothing to do, nothing is done.
 
+use std::collections::VecDeque;
+
 use rustix::process::Resource;
 
 use super::publisher::Attacked;
 use super::subscriber::DEPTH;
 use super::*;
+use crate::OnFull;
+use crate::link::{InFlight, LinkTx};
 use crate::proto::wire::RefusedReason;
 use crate::publisher::links::{ACCEPT_MAX, SILENT_MAX};
 use crate::sys::socket::pair;
 use crate::sys::testing::{drop_capabilities, is_alone, open_descriptors, run_alone, set_limit};
-use crate::{ShmPoolConfig, TryRecvError};
+use crate::{RecvError, ShmPoolConfig, TryRecvError};
 
 #[test]
 fn hostile_subscribers_by_the_thousand_that_say_nothing_are_few_at_a_time_and_cost_nothing() {
@@ -101,7 +105,8 @@ fn child_line() {
     set_limit(Resource::Nofile, 4096);
     let place = Place::new();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let publisher = place.publisher().runtime(runtime.handle().clone()).bind().unwrap();
+    let builder = place.publisher().max_subscribers(1_000).runtime(runtime.handle().clone());
+    let publisher = builder.bind().unwrap();
     let line: Vec<_> = (0..2 * ACCEPT_MAX + 1).map(|_| Guest::connect(&place, &publisher)).collect();
     for wire in &line {
         assert!(wire.say(hello(1, OnFullWire::Wait), &[]));
@@ -258,11 +263,185 @@ fn child_crowd() {
         assert!(crowd.say_raw(b"x", &[null.as_fd(); 100]));
     }
     set_limit(Resource::Nofile, 128);
-    publisher.try_send([2; 100_000]).unwrap();
+    publisher.try_send(vec![2; 100_000]).unwrap();
     assert_idle("a publisher in a crowd", |time| runtime.block_on(async { tokio::time::sleep(time).await }));
     assert!(matches!(subscriber.try_recv(), Err(TryRecvError::Empty)));
     drop((crowd, crowded));
     set_limit(Resource::Nofile, most);
     let received = runtime.block_on(async { tokio::time::timeout(LIMIT, subscriber.recv()).await });
     assert_eq!(received.expect("the crowd has gone").unwrap().len(), 100_000);
+}
+
+#[test]
+fn hostile_crowd_of_descriptors_under_way_has_a_newcomer_refused_instead_of_kept_waiting() {
+    run_alone("hostile::publisher_endurance::child_unwelcome");
+}
+
+#[test]
+#[ignore = "the child half of hostile_crowd_of_descriptors_under_way_has_…"]
+fn child_unwelcome() {
+    if !is_alone() {
+        return;
+    }
+    let place = Place::new();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let publisher = place.publisher().runtime(runtime.handle().clone()).bind().unwrap();
+    drop_capabilities();
+    let most = rustix::process::getrlimit(Resource::Nofile).maximum.unwrap_or(u64::MAX);
+    set_limit(Resource::Nofile, most);
+    let ((crowd, crowded), null) = (pair().unwrap(), std::fs::File::open("/dev/null").unwrap());
+    let crowd = Wire(crowd);
+    for _ in 0..3 {
+        assert!(crowd.say_raw(b"x", &[null.as_fd(); 100]));
+    }
+    set_limit(Resource::Nofile, 128);
+    let wire = Guest::connect(&place, &publisher);
+    assert!(wire.say(hello(1, OnFullWire::Wait), &[]));
+    publisher.try_send([1]).unwrap();
+    assert_eq!(wire.hear_out(), Some(Frame::Refused(RefusedReason::OutOfResources)));
+    assert_eq!(publisher.subscriber_count(), 0);
+    drop((crowd, crowded));
+    set_limit(Resource::Nofile, most);
+    let wire = Guest::connect(&place, &publisher);
+    assert!(wire.say(hello(1, OnFullWire::Wait), &[]));
+    runtime.block_on(async { tokio::time::timeout(LIMIT, publisher.wait_for_subscribers(1)).await.unwrap() });
+    assert!(matches!(wire.hear(), Some((Frame::Welcome(_), _))));
+}
+
+/// Then there is no room to refuse either, and the end has to do.
+#[test]
+fn hostile_socket_without_room_for_a_welcome_is_closed() {
+    let place = Place::new();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let publisher = place.publisher().runtime(runtime.handle().clone()).bind().unwrap();
+    let (ours, theirs) = pair().unwrap();
+    let (ours, theirs) = (Arc::new(ours), Wire(theirs));
+    let retire = encoded(Frame::Retire { id: 1 });
+    while ours.send(&retire, &[]).unwrap() {}
+    let geometry = Geometry::new(1).unwrap();
+    let (seed, _) =
+        LinkTx::prepare(1, Arc::clone(&ours), geometry, OnFull::Wait, 0, Arc::default(), Arc::default())
+            .unwrap();
+    let mut in_flight = InFlight::new(Arc::clone(publisher.pool().core()));
+    let welcomed = seed.welcome(1, 0, 0, &VecDeque::new(), &mut in_flight);
+    assert!(welcomed.is_err());
+    // Open still on our side, and yet at its end.
+    assert_eq!(theirs.hear_out(), Some(Frame::Retire { id: 1 }));
+    drop(ours);
+}
+
+/// Connects and greets until there is a seat.
+fn seated(this: &Attacked) -> Wire {
+    let deadline = Instant::now() + LIMIT;
+    loop {
+        let wire = Guest::connect(&this.place, &this.publisher);
+        assert!(wire.say(hello(1, OnFullWire::DropNewest), &[]));
+        match wire.hear() {
+            Some((Frame::Welcome(_), _)) => return wire,
+            Some((Frame::Refused(RefusedReason::Full), _)) => {}
+            other => panic!("{other:?}"),
+        }
+        assert!(Instant::now() < deadline, "no seat comes free");
+    }
+}
+
+fn assert_full(this: &Attacked) {
+    let wire = Guest::connect(&this.place, &this.publisher);
+    assert!(wire.say(hello(1, OnFullWire::DropNewest), &[]));
+    assert_eq!(wire.hear_out(), Some(Frame::Refused(RefusedReason::Full)));
+}
+
+#[test]
+fn hostile_crowd_of_greeters_is_refused_beyond_the_cap_and_hinders_nobody() {
+    run_alone("hostile::publisher_endurance::child_greeters");
+}
+
+#[test]
+#[ignore = "the child half of hostile_crowd_of_greeters_…"]
+fn child_greeters() {
+    if !is_alone() {
+        return;
+    }
+    let mut this = Attacked::with(|builder| builder.max_subscribers(3));
+    this.exchange();
+    // What it makes at its first sleep.
+    assert!(this.bystander.blocking_recv_timeout(Duration::from_millis(1)).is_err());
+    let before = open_descriptors();
+    let (first, second) = (seated(&this), seated(&this));
+    let full = open_descriptors();
+    let mut crowd = Vec::new();
+    for _ in 0..500 {
+        let wire = Guest::connect(&this.place, &this.publisher);
+        assert!(wire.say(hello(64, OnFullWire::Wait), &[]));
+        crowd.push(wire);
+        this.exchange();
+    }
+    for wire in &crowd {
+        assert_eq!(wire.hear_out(), Some(Frame::Refused(RefusedReason::Full)));
+    }
+    assert_eq!(this.publisher.subscriber_count(), 3);
+    wait_until("the refused cost nothing", || open_descriptors() <= full + crowd.len());
+    drop(crowd);
+    // Who is leaving, and may hold something, is here still.
+    assert!(second.say(Frame::Leave, &[]));
+    wait_until("it is leaving", || this.publisher.subscriber_count() == 2);
+    assert_full(&this);
+    drop(first);
+    let third = seated(&this);
+    assert_full(&this);
+    drop(second);
+    let fourth = seated(&this);
+    assert_full(&this);
+    this.exchange_some(100);
+    drop((third, fourth));
+    wait_until("all are gone", || open_descriptors() <= before);
+    this.exchange();
+    this.finish();
+}
+
+#[test]
+fn limit_of_subscribers_says_so_and_a_seat_that_came_free_is_taken_when_a_publisher_comes() {
+    let place = Place::new();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let _entered = runtime.enter();
+    let publisher = place.publisher().max_subscribers(1).bind().unwrap();
+    let mut first = place.subscriber().connect().unwrap();
+    let mut second = place.subscriber().connect().unwrap();
+    publisher.try_send([1]).unwrap();
+    let on_a_thread = |subscriber: &mut ShmSubscriber| {
+        std::thread::scope(|scope| scope.spawn(|| subscriber.blocking_recv_timeout(LIMIT)).join().unwrap())
+    };
+    match on_a_thread(&mut second) {
+        Err(error @ RecvError::Refused { publisher: by, .. }) if by == publisher.id() => {
+            assert!(
+                error.to_string().contains("as many subscribers as it may; raise max_subscribers"),
+                "{error}"
+            );
+        }
+        other => panic!("{other:?}"),
+    }
+    let sample = on_a_thread(&mut first).unwrap();
+    assert_eq!(*sample, [1]);
+    drop((sample, first));
+    wait_until("the first has left", || publisher.subscriber_count() == 0);
+    let mut other = None;
+    wait_until("it has looked again", || {
+        other = Some(place.publisher().bind().unwrap());
+        let _ = second.try_recv();
+        publisher.subscriber_count() == 1
+    });
+    publisher.try_send([2]).unwrap();
+    drop(other);
+    assert_eq!(*on_a_thread(&mut second).unwrap(), [2]);
+}
+
+#[test]
+fn limit_of_subscribers_out_of_bounds_says_so() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    for most in [0, 65_537] {
+        let place = Place::new();
+        let builder = place.publisher().runtime(runtime.handle().clone());
+        let error = builder.max_subscribers(most).bind().unwrap_err();
+        assert_eq!(error.to_string(), format!("max_subscribers must be between 1 and 65536, not {most}"));
+    }
 }

@@ -1,17 +1,20 @@
 //! What hostile publishers do again and again, or never, and a subscriber that goes on with an honest one.
 
+use rustix::process::Resource;
+
 use super::subscriber::{Between, DEPTH, LEN, announce, segment_fd};
 use super::*;
 use crate::RecvError;
-use crate::link::{LinkRx, SEGMENTS_MAX};
+use crate::link::{Ended, LinkRx, Next, SEGMENTS_MAX};
 use crate::proto::ring::Descriptor;
 use crate::proto::wire::{BackingWire, RefusedReason};
-use crate::sys::testing::{is_alone, run_alone};
+use crate::sys::testing::{is_alone, run_alone, set_limit};
 
 #[test]
 fn hostile_publisher_that_refuses_is_named_with_its_reason() {
     for (reason, expected) in [
         (RefusedReason::OutOfResources, "it is out of memory or file descriptors"),
+        (RefusedReason::Full, "raise max_subscribers there, or close some"),
         (RefusedReason::NotPermitted, "this user may not subscribe"),
         (RefusedReason::NotUnderstood, "it did not understand this subscriber"),
         (RefusedReason::Stuck, "disconnected us for being stuck"),
@@ -240,4 +243,55 @@ fn hostile_frames_by_the_hundred_are_not_all_read_in_one_go() {
     assert!(link.is_unread() && link.has_something());
     link.read_socket();
     assert!(!link.is_unread() && !link.has_something());
+}
+
+/// A subscriber's link that is welcomed, and that has met two segments, of which the first `messages` have one, without a
+/// descriptor to take them. For a child half.
+fn short_of_descriptors(messages: u64) -> (LinkRx, Wire, Gifts) {
+    let (ours, theirs) = crate::sys::socket::pair().unwrap();
+    let (wire, mut gifts, fd) = (Wire(theirs), Gifts::new(DEPTH), segment_fd());
+    let mut link = LinkRx::begin(1, ours, DEPTH, None, 1, &crate::access::Access::default()).unwrap();
+    let on_full = OnFullWire::Wait;
+    let welcome = Welcome { publisher: 1, expect_seq: 0, next_seq: 0, depth: DEPTH, on_full };
+    assert!(wire.say(Frame::Welcome(welcome), &gifts.fds()));
+    link.read_socket();
+    assert!(link.is_established());
+    for seq in 0..2 {
+        let descriptor = Descriptor { seq, segment: seq + 1, offset: 0, len: 8, ticket: seq as u32 };
+        assert!(wire.say(announce(seq + 1, LEN, BackingWire::Memfd), &[fd.as_fd()]));
+        if seq < messages {
+            gifts.producer.push(gifts.page.view(), descriptor);
+        }
+    }
+    set_limit(Resource::Nofile, 3);
+    link.read_socket();
+    assert!(matches!(link.next(), Next::Short(_)));
+    (link, wire, gifts)
+}
+
+#[test]
+fn limit_descriptors_when_the_publisher_dies_keep_the_end_until_all_is_read() {
+    run_alone("hostile::subscriber_endurance::child_dies_while_short");
+}
+
+#[test]
+#[ignore = "the child half of limit_descriptors_when_the_publisher_dies_…"]
+fn child_dies_while_short() {
+    if !is_alone() {
+        return;
+    }
+    let (mut link, _wire, _gifts) = short_of_descriptors(2);
+    link.process_ended();
+    for _ in 0..3 {
+        assert!(matches!(link.next(), Next::Short(_)) && link.is_unread());
+        link.read_socket();
+    }
+    set_limit(Resource::Nofile, 1024);
+    for seq in 0..2 {
+        let next = link.next();
+        assert!(matches!(&next, Next::Sample(sample) if sample.seq() == seq), "{next:?}");
+    }
+    // Its socket is open, as a child of that process may have it.
+    link.read_socket();
+    assert!(matches!(link.next(), Next::Ended(Ended::Lost)));
 }

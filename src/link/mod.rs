@@ -11,7 +11,7 @@ mod tx;
 pub(crate) use self::in_flight::{Flight, InFlight};
 pub(crate) use self::page::LinkPage;
 pub(crate) use self::rx::{Ended, LinkRx, LinkShared, Next};
-pub(crate) use self::tx::{LinkError, LinkSeed, LinkTx, Message, Offer};
+pub(crate) use self::tx::{LinkError, LinkSeed, LinkTx, Message, Offer, Seat};
 
 use crate::access::Access;
 use crate::proto::Misbehaved;

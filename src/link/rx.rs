@@ -235,10 +235,10 @@ impl LinkRx {
     #[inline]
     pub(crate) fn next(&mut self) -> Next {
         match self.try_next() {
-            Ok(Next::Empty) => match (self.shortage.take(), self.no_room) {
-                (Some(shortage), _) => Next::Short(shortage),
-                (None, true) => Next::Empty,
-                (None, false) => self.ended.take().map_or(Next::Empty, Next::Ended),
+            // No end is there while something on the socket has no room, save for one that makes it worthless.
+            Ok(Next::Empty) => match self.shortage.take() {
+                Some(shortage) => Next::Short(shortage),
+                None => self.ended.take().map_or(Next::Empty, Next::Ended),
             },
             Ok(next) => next,
             Err(ended) => Next::Ended(ended),
@@ -289,7 +289,11 @@ impl LinkRx {
             let frame = self.read_frame();
             self.no_room = matches!(frame, Err(Unread::Short(_)));
             match frame {
-                Ok(true) => any = true,
+                Ok(true) => {
+                    any = true;
+                    // What there was no room for has been read.
+                    self.shortage = None;
+                }
                 Ok(false) => {
                     if self.process_gone {
                         self.ended = Some(Ended::Lost);

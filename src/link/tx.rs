@@ -30,6 +30,8 @@ pub(crate) enum LinkError {
     Io(std::io::Error),
     #[error("its process has ended")]
     Ended,
+    #[error("there are as many subscribers as max_subscribers allows")]
+    Full,
 }
 
 impl From<std::io::Error> for LinkError {
@@ -63,6 +65,9 @@ pub(crate) enum Offer {
     /// The link is over: `LinkTx::fault` says why.
     Broken,
 }
+
+/// Counts a publisher's links, by being held by each.
+pub(crate) type Seat = Arc<()>;
 
 /// A link that is ready to be welcomed into a publisher's deliveries.
 pub(crate) struct LinkSeed {
@@ -99,6 +104,8 @@ pub(crate) struct LinkTx {
     pub(crate) blocked_since: Option<u64>,
     /// Messages that did not reach a subscriber, of all links of the publisher.
     dropped: Arc<AtomicU64>,
+    /// One of those that the publisher has to give; free again with the link.
+    _seat: Seat,
     /// Why the link has to end. Set once; whoever sees it removes the link.
     pub(crate) fault: Option<LinkError>,
 }
@@ -112,6 +119,7 @@ impl LinkTx {
         on_full: OnFull,
         connected_at: u64,
         dropped: Arc<AtomicU64>,
+        seat: Seat,
     ) -> Result<(LinkSeed, Arc<Bell>), LinkError> {
         let (page_fd, page) = LinkPage::create(geometry).map_err(LinkError::Page)?;
         let (bell, credit) = (Bell::new()?, Arc::new(Bell::new()?));
@@ -133,6 +141,7 @@ impl LinkTx {
             leaving: false,
             blocked_since: None,
             dropped,
+            _seat: seat,
             fault: None,
         };
         Ok((LinkSeed { link, connected_at, page_fd, credit: Arc::clone(&credit) }, credit))

@@ -120,6 +120,9 @@ pub(crate) enum RefusedReason {
     /// The subscriber kept senders waiting for too long.
     #[error("this subscriber was stuck for too long")]
     Stuck,
+    /// It has as many links as it may have.
+    #[error("it has as many subscribers as it may; raise max_subscribers there, or close some")]
+    Full,
 }
 
 /// What is wrong with a packet.
@@ -335,6 +338,7 @@ impl RefusedReason {
             Self::NotPermitted => 2,
             Self::NotUnderstood => 3,
             Self::Stuck => 4,
+            Self::Full => 5,
         }
     }
 
@@ -344,6 +348,7 @@ impl RefusedReason {
             2 => Ok(Self::NotPermitted),
             3 => Ok(Self::NotUnderstood),
             4 => Ok(Self::Stuck),
+            5 => Ok(Self::Full),
             _ => Err(WireError::BadValue { field: "reason", value: u64::from(code) }),
         }
     }
@@ -418,7 +423,7 @@ mod tests {
                     Frame::Welcome(Welcome { publisher, expect_seq, next_seq, depth, on_full })
                 }
             ),
-            (1u8..=4).prop_map(|code| Frame::Refused(RefusedReason::from_code(code).unwrap())),
+            (1u8..=5).prop_map(|code| Frame::Refused(RefusedReason::from_code(code).unwrap())),
             (any::<u64>(), 1u64.., 1u8..=2).prop_map(|(id, len, code)| {
                 Frame::Segment(Segment { id, len, backing: BackingWire::from_code(code).unwrap() })
             }),

@@ -29,6 +29,7 @@ pub struct ShmPublisherBuilder {
     queue: u32,
     on_full: OnFull,
     history: usize,
+    max_subscribers: u32,
     evict_after: Option<Duration>,
     runtime_dir: Option<PathBuf>,
     access: Access,
@@ -44,6 +45,7 @@ impl ShmPublisherBuilder {
             queue: 64,
             on_full: OnFull::Wait,
             history: 0,
+            max_subscribers: 256,
             evict_after: None,
             runtime_dir: None,
             access: Access::default(),
@@ -84,6 +86,16 @@ impl ShmPublisherBuilder {
     /// pool for that long; at its cap the oldest are given up before anyone waits.
     pub fn history(mut self, messages: usize) -> Self {
         self.history = messages;
+        self
+    }
+
+    /// How many subscribers it has at a time. Default 256, from 1 to 65,536.
+    ///
+    /// Each costs four of this process's descriptors, of which it may have 1,024 by default, and every message is put on each
+    /// link: what a send costs grows with their number. Who comes first is served; one more is told by
+    /// [`RecvError::Refused`](crate::RecvError::Refused). A subscriber that was dropped counts until its last sample is.
+    pub fn max_subscribers(mut self, subscribers: u32) -> Self {
+        self.max_subscribers = subscribers;
         self
     }
 
@@ -143,6 +155,7 @@ impl ShmPublisherBuilder {
         let topic = TopicName::new(&self.topic)?;
         check("queue", u64::from(self.queue), 1, u64::from(MAX_QUEUE))?;
         check("history", self.history as u64, 0, 65_536)?;
+        check("max_subscribers", u64::from(self.max_subscribers), 1, 65_536)?;
         let handle = match self.runtime.take() {
             Some(handle) => handle,
             None => Handle::try_current().map_err(|_| BindError::NoRuntime)?,
@@ -180,6 +193,7 @@ impl ShmPublisherBuilder {
             queue: self.queue,
             on_full: self.on_full,
             history: self.history,
+            max_subscribers: self.max_subscribers,
             evict_after: self.evict_after,
         };
         let pool = self.shared_pool.unwrap_or_else(|| ShmSegmentPool::new(self.pool));

@@ -13,7 +13,7 @@ use tokio::sync::oneshot::{self, error::TryRecvError};
 
 use super::shared::{Control, Shared};
 use crate::OnFull;
-use crate::link::{Kind, LinkError, LinkTx, identify, truncated};
+use crate::link::{Kind, LinkError, LinkTx, Seat, identify, truncated};
 use crate::proto::layout::Geometry;
 use crate::proto::wire::{self, Frame, Hello, RefusedReason};
 use crate::reactor::Watched;
@@ -43,6 +43,8 @@ const ACCEPT_RETRY_NS: u64 = 50_000_000;
 pub(crate) struct Acceptor {
     listener: Arc<Listener>,
     next_id: AtomicU64,
+    /// Held by each link.
+    seats: Seat,
     /// Accepted between the subscriber's connecting and its greeting. Whoever looks for new subscribers looks at these
     /// too: one whose `connect` has returned must not be passed over because somebody was quick to accept it.
     /// Oldest first.
@@ -51,6 +53,9 @@ pub(crate) struct Acceptor {
     more: AtomicBool,
     /// When to accept again, in clock nanoseconds, because it failed; 0 where it did not.
     retry_at: AtomicU64,
+    /// When nobody was in line last, in clock nanoseconds: whoever is accepted connected after that. Changes with
+    /// `silent` locked.
+    nobody_at: AtomicU64,
 }
 
 /// A connection that has not said anything yet.
@@ -58,6 +63,8 @@ struct Silent {
     connection: Arc<Connection>,
     /// Whose it is; `None` for all those outside our pid namespace.
     process: Option<Pid>,
+    /// It connected after this, in clock nanoseconds.
+    after: u64,
     /// Tells the task that serves it what came of its greeting. It must be told: whoever reads the greeting takes it off
     /// the socket, and the reactor then reports nothing, not even what it was woken for.
     task: oneshot::Sender<Result<Greeted, LinkError>>,
@@ -84,9 +91,11 @@ impl Acceptor {
         Self {
             listener,
             next_id: AtomicU64::new(0),
+            seats: Seat::default(),
             silent: Mutex::default(),
             more: AtomicBool::new(false),
             retry_at: AtomicU64::new(0),
+            nobody_at: AtomicU64::new(0),
         }
     }
 
@@ -109,6 +118,13 @@ impl Acceptor {
         self.more.load(Ordering::Acquire)
     }
 
+    /// A seat for one link more, unless there are `most` already. With `silent` locked.
+    fn seat(&self, most: u32) -> Result<Seat, LinkError> {
+        // All but ours. Links may go meanwhile, and none comes.
+        let taken = Arc::strong_count(&self.seats) - 1;
+        if taken < most as usize { Ok(Arc::clone(&self.seats)) } else { Err(LinkError::Full) }
+    }
+
     /// When the tx task has to accept again after a failure, in clock nanoseconds.
     pub(crate) fn retry_at(&self) -> Option<u64> {
         Some(self.retry_at.load(Ordering::Acquire)).filter(|at| *at != 0)
@@ -121,9 +137,11 @@ impl Acceptor {
     }
 
     fn accept(&self, shared: &Shared, silent: &mut Vec<Silent>) {
+        let after = self.nobody_at.load(Ordering::Relaxed);
         for _ in 0..ACCEPT_MAX {
+            let now = monotonic_ns();
             let accepted = self.listener.accept();
-            let retry_at = if accepted.is_err() { monotonic_ns() + ACCEPT_RETRY_NS } else { 0 };
+            let retry_at = if accepted.is_err() { now + ACCEPT_RETRY_NS } else { 0 };
             let failing = self.retry_at.swap(retry_at, Ordering::AcqRel) != 0;
             let connection = match accepted {
                 Ok(Some(connection)) => {
@@ -131,6 +149,7 @@ impl Acceptor {
                     Arc::new(connection)
                 }
                 Ok(None) => {
+                    self.nobody_at.store(now, Ordering::Relaxed);
                     self.more.swap(false, Ordering::AcqRel);
                     return;
                 }
@@ -147,7 +166,7 @@ impl Acceptor {
                     return;
                 }
             };
-            match admit(shared, connection, silent) {
+            match admit(shared, connection, after, silent) {
                 Ok(new) => {
                     let mut new_links = shared.new_links.lock();
                     if shared.has_ended() {
@@ -170,7 +189,7 @@ impl Acceptor {
     fn greet(&self, shared: &Shared, connection: &Arc<Connection>) {
         let mut silent = self.silent.lock();
         if let Some(at) = silent.iter().position(|one| Arc::ptr_eq(&one.connection, connection))
-            && let Some(greeted) = greet(shared, connection).transpose()
+            && let Some(greeted) = greet(shared, connection, silent[at].after).transpose()
         {
             silent.remove(at).tell(shared, greeted);
         }
@@ -319,7 +338,7 @@ fn greet_silent(shared: &Shared, silent: &mut Vec<Silent>) {
     }
     let ready: Vec<_> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
     for (one, ready) in std::mem::take(silent).into_iter().zip(ready) {
-        match if ready { greet(shared, &one.connection).transpose() } else { None } {
+        match if ready { greet(shared, &one.connection, one.after).transpose() } else { None } {
             Some(greeted) => one.tell(shared, greeted),
             None => silent.push(one),
         }
@@ -348,6 +367,7 @@ fn turn_one_away(silent: &mut Vec<Silent>) {
 fn admit(
     shared: &Shared,
     connection: Arc<Connection>,
+    after: u64,
     silent: &mut Vec<Silent>,
 ) -> Result<NewLink, LinkError> {
     let process = match identify(&connection, &shared.config.access) {
@@ -355,13 +375,13 @@ fn admit(
         Ok(process) => process.into_fd(),
         Err(error) => return Err(refuse(&connection, error)),
     };
-    let greeting = match greet(shared, &connection)? {
+    let greeting = match greet(shared, &connection, after)? {
         Some(greeted) => Greeting::Done(greeted),
         None => {
             let (task, greeted) = oneshot::channel();
             let process = connection.peer_credentials()?.pid;
             turn_one_away(silent);
-            silent.push(Silent { connection: Arc::clone(&connection), process, task });
+            silent.push(Silent { connection: Arc::clone(&connection), process, after, task });
             Greeting::Awaited(greeted)
         }
     };
@@ -373,6 +393,7 @@ fn refuse(connection: &Connection, error: LinkError) -> LinkError {
     let reason = match &error {
         LinkError::Fault(Kind::Stranger { .. }) => RefusedReason::NotPermitted,
         LinkError::Fault(_) => RefusedReason::NotUnderstood,
+        LinkError::Full => RefusedReason::Full,
         LinkError::Page(_) | LinkError::Io(_) | LinkError::Ended => RefusedReason::OutOfResources,
     };
     let _ = connection.send(Frame::Refused(reason).encode(&mut [0; wire::FRAME_MAX]), &[]);
@@ -380,14 +401,14 @@ fn refuse(connection: &Connection, error: LinkError) -> LinkError {
 }
 
 /// Reads the subscriber's greeting, if it is there, and has its link welcomed by the next run of delivery.
-fn greet(shared: &Shared, connection: &Arc<Connection>) -> Result<Option<Greeted>, LinkError> {
+fn greet(shared: &Shared, connection: &Arc<Connection>, after: u64) -> Result<Option<Greeted>, LinkError> {
     let mut bytes = [0; wire::FRAME_MAX + 1];
     let received = receive(connection, &mut bytes).map_err(|error| refuse(connection, error))?;
     let Some((len, fds)) = received else { return Ok(None) };
     if len == 0 {
         return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
     }
-    match hello(shared, connection, &bytes[..len], fds) {
+    match hello(shared, connection, after, &bytes[..len], fds) {
         Ok(greeted) => Ok(Some(greeted)),
         Err(error) => Err(refuse(connection, error)),
     }
@@ -396,6 +417,7 @@ fn greet(shared: &Shared, connection: &Arc<Connection>) -> Result<Option<Greeted
 fn hello(
     shared: &Shared,
     connection: &Arc<Connection>,
+    after: u64,
     bytes: &[u8],
     fds: Vec<OwnedFd>,
 ) -> Result<Greeted, LinkError> {
@@ -413,10 +435,14 @@ fn hello(
         Some(wish) if shared.config.on_full == OnFull::Wait => wish,
         _ => shared.config.on_full,
     };
+    let seat = shared.acceptor.seat(shared.config.max_subscribers)?;
+    // Nobody greets before he has connected: a time that is still to come is that of another clock, and it is owed what
+    // was sent since it can have connected.
+    let connected_at = if connected_at_ns <= monotonic_ns() { connected_at_ns } else { after };
     let id = shared.acceptor.next_id.fetch_add(1, Ordering::Relaxed);
     let dropped = Arc::clone(&shared.dropped);
     let (seed, bell) =
-        LinkTx::prepare(id, Arc::clone(connection), geometry, on_full, connected_at_ns, dropped)?;
+        LinkTx::prepare(id, Arc::clone(connection), geometry, on_full, connected_at, dropped, seat)?;
     kill_point!("hello: link prepared");
     shared.leave_word(Control::Add(Box::new(seed)));
     Ok((id, bell))
@@ -438,9 +464,11 @@ fn receive(connection: &Connection, bytes: &mut [u8]) -> Result<Option<(usize, V
 mod tests {
     use std::time::Duration;
 
+    use super::*;
     use crate::ShmPublisher;
     use crate::access::Access;
     use crate::link::{LinkRx, Next};
+    use crate::proto::wire::Welcome;
     use crate::topic::{RuntimeDir, TopicName, TopicWatch};
 
     fn sample(link: &mut LinkRx) -> crate::ShmSample {
@@ -476,6 +504,43 @@ mod tests {
             assert!(link.is_established());
             Self { _dir: dir, runtime, publisher, link }
         }
+    }
+
+    /// What the first message due is for a subscriber that says, after two messages were sent and two more when it had
+    /// connected, that it connected at `claimed`.
+    fn first_due(claimed: impl FnOnce() -> u64) -> u64 {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::set_permissions(&dir, std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let builder = ShmPublisher::builder("t").runtime_dir(dir.path());
+        let publisher = builder.runtime(runtime.handle().clone()).bind().unwrap();
+        publisher.try_send([0]).unwrap();
+        publisher.try_send([1]).unwrap();
+        publisher.shared.accept_now();
+        let runtime_dir = RuntimeDir::resolve(Some(dir.path()), Access::default()).unwrap();
+        let watch = TopicWatch::new(&runtime_dir, &TopicName::new("t").unwrap()).unwrap();
+        let connection = watch.dir().connect(publisher.id()).unwrap();
+        publisher.try_send([2]).unwrap();
+        publisher.shared.accept_now();
+        publisher.try_send([3]).unwrap();
+        let hello = Hello { subscriber: 1, connected_at_ns: claimed(), depth: 1, on_full: None };
+        connection.send(Frame::Hello(hello).encode(&mut [0; wire::FRAME_MAX]), &[]).unwrap();
+        publisher.shared.accept_now();
+        let mut bytes = [0; wire::FRAME_MAX];
+        let Received::Packet { len, .. } = connection.recv(&mut bytes).unwrap() else { panic!("no welcome") };
+        match Frame::decode(&bytes[..len]) {
+            Ok(Frame::Welcome(Welcome { expect_seq, next_seq: 4, .. })) => expect_seq,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn connection_at_a_time_still_to_come_is_owed_what_was_sent_since_nobody_was_in_line() {
+        assert_eq!(first_due(|| u64::MAX), 2);
+        assert_eq!(first_due(|| monotonic_ns() + 60_000_000_000), 2);
+        // An honest one is owed no more than it says.
+        assert_eq!(first_due(monotonic_ns), 4);
+        assert_eq!(first_due(|| 0), 0);
     }
 
     /// Runs the other tasks until `done`.

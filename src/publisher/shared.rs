@@ -72,6 +72,7 @@ pub(crate) struct Config {
     pub(crate) queue: u32,
     pub(crate) on_full: OnFull,
     pub(crate) history: usize,
+    pub(crate) max_subscribers: u32,
     pub(crate) evict_after: Option<Duration>,
 }
 
@@ -415,9 +416,12 @@ impl Shared {
         let now = monotonic_ns();
         if now.saturating_sub(delivery.last_run) > QUIET_NS
             && now.saturating_sub(delivery.last_accept) > ACCEPT_EVERY_NS
+            // Somebody connects faster than he is accepted: then the tx task is at it, and senders would do nothing else.
+            && !self.acceptor.has_more()
         {
-            delivery.last_accept = now;
             self.acceptor.accept_pending(self);
+            // Afterwards, so that most of the time is left for sending however long it takes.
+            delivery.last_accept = monotonic_ns();
         }
         delivery.last_run = now;
         delivery.timed = true;

@@ -249,7 +249,7 @@ impl<W: Default> Core<W> {
             }
             Ended::Refused(reason) => {
                 // What it lacked it may have when there is a reason to look again.
-                if reason != RefusedReason::OutOfResources {
+                if !matches!(reason, RefusedReason::OutOfResources | RefusedReason::Full) {
                     self.shunned.insert(publisher);
                 }
                 Some(match reason {

@@ -62,6 +62,9 @@ pub enum RecvError {
         publisher: u128,
     },
     /// A publisher would not have this subscriber.
+    ///
+    /// One that had too many subscribers, or no memory or descriptors for another, is tried again when a publisher comes to
+    /// the topic or goes: not when it has room again, of which nobody tells. To try at once, connect anew.
     #[error("publisher {publisher:032x} refused the connection: {reason}")]
     Refused {
         /// The id of the publisher.

@@ -29,6 +29,11 @@ impl Limit {
         Self(getrlimit(Resource::As).current)
     }
 
+    /// `fs.file-max`: how many files all processes of the host may have open.
+    pub(crate) fn files() -> Self {
+        Self::sysctl("/proc/sys/fs/file-max")
+    }
+
     /// A number under `/proc/sys`.
     pub(crate) fn sysctl(path: &str) -> Self {
         Self(std::fs::read_to_string(path).ok().and_then(|text| text.trim().parse().ok()))

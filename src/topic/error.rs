@@ -27,6 +27,17 @@ pub enum DiscoveryError {
         /// The error of the OS.
         source: io::Error,
     },
+    /// All processes of the host together have as many files open as they may.
+    #[error(
+        "no descriptor is left on this host to open the topic with: fs.file-max is {limit}; raise it (`sysctl -w \
+         fs.file-max=…`), or end who has so many open"
+    )]
+    HostDescriptors {
+        /// The limit.
+        limit: Limit,
+        /// The error of the OS.
+        source: io::Error,
+    },
     /// The file system of the runtime directory is full.
     #[error(
         "{action} failed: no space is left where the runtime directory is; make some there, or name another directory in \
@@ -73,6 +84,9 @@ impl From<RuntimeDirError> for DiscoveryError {
             RuntimeDirError::Open { source, .. } if Errno::from_io_error(&source) == Some(Errno::MFILE) => {
                 Self::Descriptors { limit: Limit::open_files(), source }
             }
+            RuntimeDirError::Open { source, .. } if Errno::from_io_error(&source) == Some(Errno::NFILE) => {
+                Self::HostDescriptors { limit: Limit::files(), source }
+            }
             error => Self::RuntimeDir(error),
         }
     }
@@ -85,6 +99,7 @@ impl DiscoveryError {
         matches!(
             self,
             Self::Descriptors { .. }
+                | Self::HostDescriptors { .. }
                 | Self::Watch(Instances { .. } | Watches { .. } | WatchError::Descriptors { .. })
         )
     }
@@ -96,9 +111,24 @@ impl DiscoveryError {
     pub(crate) fn io(action: &'static str) -> impl Fn(io::Error) -> Self {
         move |source| match Errno::from_io_error(&source) {
             Some(Errno::MFILE) => Self::Descriptors { limit: Limit::open_files(), source },
+            Some(Errno::NFILE) => Self::HostDescriptors { limit: Limit::files(), source },
             Some(Errno::NOSPC | Errno::DQUOT) => Self::Full { action, source },
             Some(Errno::ROFS | Errno::ACCESS | Errno::PERM) => Self::NotPermitted { action, source },
             _ => Self::Os { action, source },
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Not by using them up: that would be everybody's.
+    #[test]
+    fn limit_files_of_the_host_says_so_and_is_tried_again() {
+        let error = DiscoveryError::io("x")(Errno::NFILE.into());
+        assert!(error.is_shortage() && error.to_string().contains("sysctl -w fs.file-max="), "{error}");
+        let receive = crate::RecvError::from(error);
+        assert!(matches!(receive, crate::RecvError::OutOfResources { .. }), "{receive}");
     }
 }

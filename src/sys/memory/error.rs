@@ -26,6 +26,17 @@ pub enum MemoryError {
         /// The error of the OS.
         source: io::Error,
     },
+    /// All processes of the host together have as many files open as they may.
+    #[error(
+        "no descriptor is left on this host for shared memory: fs.file-max is {limit}; raise it (`sysctl -w fs.file-max=…`), \
+         or end who has so many open"
+    )]
+    HostDescriptors {
+        /// The limit.
+        limit: Limit,
+        /// The error of the OS.
+        source: io::Error,
+    },
     /// There is no memory left, in the host or in the container.
     #[error(
         "no memory for {len} bytes of shared memory: the host or the container has none left; lower max_bytes, or give it \
@@ -140,16 +151,21 @@ impl MemoryError {
 
     /// Of a peer's packet, with shared memory in it, that was not received. `Err`: it was not for want of a descriptor.
     pub(crate) fn receiving(source: io::Error) -> Result<Self, io::Error> {
-        if source.raw_os_error() == Some(Errno::MFILE.raw_os_error()) {
-            Ok(Self::Descriptors { limit: Limit::open_files(), source })
-        } else {
-            Err(source)
+        match Errno::from_io_error(&source) {
+            Some(errno @ (Errno::MFILE | Errno::NFILE)) => Ok(open_failure("receiving", errno)),
+            _ => Err(source),
         }
     }
 
     /// Whether it is this process, or its host, that has too little, rather than the peer's shared memory that is wrong.
     pub(crate) fn is_shortage(&self) -> bool {
-        matches!(self, Self::Descriptors { .. } | Self::OutOfMemory { .. } | Self::AddressSpace { .. })
+        matches!(
+            self,
+            Self::Descriptors { .. }
+                | Self::HostDescriptors { .. }
+                | Self::OutOfMemory { .. }
+                | Self::AddressSpace { .. }
+        )
     }
 }
 
@@ -157,6 +173,7 @@ impl MemoryError {
 pub(super) fn open_failure(action: &'static str, errno: Errno) -> MemoryError {
     match errno {
         Errno::MFILE => MemoryError::Descriptors { limit: Limit::open_files(), source: errno.into() },
+        Errno::NFILE => MemoryError::HostDescriptors { limit: Limit::files(), source: errno.into() },
         _ => MemoryError::Os { action, source: errno.into() },
     }
 }

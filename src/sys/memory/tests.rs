@@ -187,6 +187,10 @@ fn error_messages_say_what_to_do() {
     }
     let files = text(open_failure_for_test());
     assert!(files.contains("RLIMIT_NOFILE") && files.contains("ulimit -n"), "{files}");
+    let host = error::open_failure("x", Errno::NFILE);
+    assert!(host.is_shortage());
+    let host = text(host);
+    assert!(host.contains("on this host") && host.contains("fs.file-max"), "{host}");
     let none = text(describe_shortage(Backing::Memfd, 5, Errno::NOSPC));
     assert!(none.contains("5 bytes") && none.contains("max_bytes"), "{none}");
     let addresses = text(MemoryError::mapping(6)(Errno::NOMEM));
