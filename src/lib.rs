@@ -43,6 +43,7 @@ mod kill;
 mod budget;
 pub mod event;
 mod gate;
+mod hot;
 mod idle;
 mod places;
 mod proto;

@@ -3,7 +3,6 @@
 //! It does not know who uses its slots; the pool hands those out, and the last one to go frees the object.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crate::budget::Reservation;
@@ -20,12 +19,8 @@ pub(crate) struct Segment {
     fd: OwnedFd,
     backing: Backing,
     slots: usize,
-    /// How often each slot was taken: written by the slot's only holder, so a plain load and store will do.
-    takes: Box<[AtomicU64]>,
     /// Somebody may read one of the slots for ever: none is used again, so that the object can go when the others are back.
     abandoned: AtomicBool,
-    /// Takes of all segments of this class that are gone.
-    past_takes: Arc<AtomicU64>,
     // Last, so that the bytes are free again only after the mapping is gone.
     reservation: Reservation,
 }
@@ -36,11 +31,9 @@ impl Segment {
         reservation: Reservation,
         slots: usize,
         options: &CreateOptions,
-        past_takes: Arc<AtomicU64>,
     ) -> Result<Self, MemoryError> {
         let len = usize::try_from(reservation.len()).unwrap_or(usize::MAX);
         let (fd, mapping) = memory::create(len, options)?;
-        let takes = (0..slots).map(|_| AtomicU64::new(0)).collect();
         let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
         Ok(Self {
             id,
@@ -48,9 +41,7 @@ impl Segment {
             fd,
             backing: options.backing,
             slots,
-            takes,
             abandoned: AtomicBool::new(false),
-            past_takes,
             reservation,
         })
     }
@@ -88,17 +79,6 @@ impl Segment {
     pub(crate) fn is_abandoned(&self) -> bool {
         self.abandoned.load(Ordering::Relaxed)
     }
-
-    /// Counts one take of slot `index`, by its only holder.
-    #[inline]
-    pub(crate) fn count_take(&self, index: usize) {
-        let takes = &self.takes[index];
-        takes.store(takes.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
-    }
-
-    pub(crate) fn takes(&self) -> u64 {
-        self.takes.iter().map(|takes| takes.load(Ordering::Relaxed)).sum()
-    }
 }
 
 impl AsFd for Segment {
@@ -109,7 +89,6 @@ impl AsFd for Segment {
 
 impl Drop for Segment {
     fn drop(&mut self) {
-        self.past_takes.fetch_add(self.takes(), Ordering::Relaxed);
         self.reservation.budget().count_retired();
     }
 }

@@ -48,12 +48,14 @@ pub trait Payload: Sized {
 
     /// Whether `into_loan` will succeed.
     #[doc(hidden)]
+    #[inline]
     fn is_loan_of(&self, _home: Home<'_>) -> bool {
         false
     }
 
     /// The loan that this is, for the pool that it is from.
     #[doc(hidden)]
+    #[inline]
     fn into_loan(self) -> Option<ShmLoan> {
         None
     }
@@ -75,10 +77,12 @@ impl Payload for ShmLoan {
         self
     }
 
+    #[inline]
     fn is_loan_of(&self, home: Home<'_>) -> bool {
         self.segment().is_of(home.0)
     }
 
+    #[inline]
     fn into_loan(self) -> Option<ShmLoan> {
         Some(self)
     }

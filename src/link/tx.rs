@@ -50,7 +50,6 @@ impl<K: Into<Kind>> From<K> for LinkError {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Message {
     pub(crate) flight: Flight,
-    pub(crate) len: usize,
     pub(crate) seq: u64,
 }
 
@@ -198,7 +197,7 @@ impl LinkTx {
             seq: message.seq,
             segment: segment.id(),
             offset: slot.offset() as u64,
-            len: message.len as u64,
+            len: slot.len() as u64,
             ticket,
         };
         in_flight.share(message.flight);

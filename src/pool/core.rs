@@ -4,13 +4,14 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 
 use parking_lot::Mutex;
 
 use super::{PoolStats, ShmPoolConfig, SizeStats, TakeError};
 use crate::budget::{Budget, Reservation};
+use crate::hot::Hot;
 use crate::idle::Idle;
 use crate::proto::class::{self, ClassIndex};
 use crate::segment::Segment;
@@ -20,11 +21,18 @@ use crate::sync::fence_after_rmw;
 const SMALL_QUEUE: usize = 4_096;
 
 /// One piece of a segment. Whoever holds the only `Arc` of it may write it.
+// Aligned, so that two threads with a slot each do not share a cache line (nor its neighbour, which processors fetch too).
 #[derive(Debug)]
+#[repr(align(128))]
 pub(crate) struct Slot {
     segment: Arc<Segment>,
-    index: usize,
     class: ClassIndex,
+    /// Where the slot begins in its segment, in bytes; a multiple of 64.
+    offset: usize,
+    /// How many of its bytes are in use, by the word of whoever holds it.
+    len: AtomicUsize,
+    /// How often it was taken: written by its only holder, so a plain load and store will do.
+    takes: AtomicU64,
     /// Where it goes back to. A circle while the slot is idle; [`PoolCore::close`] breaks it.
     pool: Arc<PoolCore>,
 }
@@ -58,6 +66,12 @@ impl Slot {
         }
     }
 
+    /// Counts one take, by the slot's only holder.
+    #[inline]
+    fn count_take(&self) {
+        self.takes.store(self.takes.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+    }
+
     #[inline]
     pub(crate) fn pool(&self) -> &Arc<PoolCore> {
         &self.pool
@@ -76,7 +90,29 @@ impl Slot {
     /// Where the slot begins in its segment, in bytes; a multiple of 64.
     #[inline]
     pub(crate) fn offset(&self) -> usize {
-        self.index * self.capacity()
+        self.offset
+    }
+
+    /// How many bytes are in use.
+    #[inline]
+    pub(crate) fn len(&self) -> usize {
+        // Relaxed, as the store: the only holder's, who hands it on with the slot.
+        self.len.load(Ordering::Relaxed)
+    }
+
+    /// Uses `len` bytes, of which the caller knows that they fit. Only for the slot's only holder.
+    #[inline]
+    pub(crate) fn set_len(&self, len: usize) {
+        debug_assert!(len <= self.capacity());
+        self.len.store(len, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        if let Some(state) = self.pool.classes[self.class.index()].get() {
+            state.past_takes.fetch_add(*self.takes.get_mut(), Ordering::Relaxed);
+        }
     }
 }
 
@@ -98,11 +134,28 @@ pub(crate) enum Found {
 
 #[derive(Debug)]
 struct Class {
+    /// The slot put back last.
+    hot: Hot<Slot>,
     idle: Idle<Arc<Slot>>,
     misses: AtomicU64,
-    past_takes: Arc<AtomicU64>,
+    /// Takes of slots that are gone.
+    past_takes: AtomicU64,
     /// For the statistics, and to know how many slots exist.
-    segments: Mutex<Vec<Weak<Segment>>>,
+    slots: Mutex<Vec<Weak<Slot>>>,
+}
+
+impl Class {
+    #[inline]
+    fn take(&self) -> Option<Arc<Slot>> {
+        self.hot.take().or_else(|| self.idle.take())
+    }
+
+    /// Every idle slot.
+    fn take_all(&self) -> Vec<Arc<Slot>> {
+        let mut all = self.idle.take_all();
+        all.extend(self.hot.take());
+        all
+    }
 }
 
 pub(crate) struct PoolCore {
@@ -155,13 +208,9 @@ impl PoolCore {
     #[inline]
     pub(crate) fn take_idle(&self, class: ClassIndex) -> Option<Arc<Slot>> {
         let state = self.classes[class.index()].get()?;
-        loop {
-            let slot = state.idle.take()?;
-            if !slot.segment.is_abandoned() {
-                slot.segment.count_take(slot.index);
-                return Some(slot);
-            }
-        }
+        let slot = state.take()?;
+        slot.count_take();
+        Some(slot)
     }
 
     /// Looks everywhere for a slot: idle, released by subscribers, below the cap, or in the place of idle ones of
@@ -215,31 +264,35 @@ impl PoolCore {
     fn try_create(self: &Arc<Self>, class: ClassIndex, room: Reservation) -> Result<Arc<Slot>, TakeError> {
         let state = self.class(class);
         let slots = self.slots_per_segment(class);
-        let segment =
-            Segment::create(room, slots, &self.config.create_options(), Arc::clone(&state.past_takes))?;
-        let segment = Arc::new(segment);
+        let segment = Arc::new(Segment::create(room, slots, &self.config.create_options())?);
         kill_point!("segment: made");
         state.misses.fetch_add(1, Ordering::Relaxed);
+        let made: Vec<_> = (0..slots).map(|index| self.slot(&segment, index, class)).collect();
         {
-            let mut segments = state.segments.lock();
-            segments.retain(|known| known.strong_count() > 0);
-            segments.push(Arc::downgrade(&segment));
+            let mut known = state.slots.lock();
+            known.retain(|slot| slot.strong_count() > 0);
+            known.extend(made.iter().map(Arc::downgrade));
             if slots > 1 {
-                state.idle.expect_at_most(segments.len() * slots);
+                state.idle.expect_at_most(known.len());
             }
         }
-        for index in 1..slots {
-            let (segment, pool) = (Arc::clone(&segment), Arc::clone(self));
-            self.give_back(Arc::new(Slot { segment, index, class, pool }));
-        }
-        segment.count_take(0);
-        Ok(Arc::new(Slot { segment, index: 0, class, pool: Arc::clone(self) }))
+        let mut made = made.into_iter();
+        let first = made.next().expect("a segment has a slot at least");
+        made.for_each(|slot| self.give_back(slot));
+        first.count_take();
+        Ok(first)
+    }
+
+    fn slot(self: &Arc<Self>, segment: &Arc<Segment>, index: usize, class: ClassIndex) -> Arc<Slot> {
+        let (segment, pool) = (Arc::clone(segment), Arc::clone(self));
+        let offset = index * class::size_of(class);
+        let (len, takes) = (AtomicUsize::new(0), AtomicU64::new(0));
+        Arc::new(Slot { segment, class, offset, len, takes, pool })
     }
 
     /// Takes back a slot that nobody else holds.
     #[inline]
     pub(crate) fn give_back(&self, slot: Arc<Slot>) {
-        debug_assert_eq!(Arc::strong_count(&slot), 1, "a slot came back while somebody still held it");
         self.keep(slot);
         // Where the slot was not kept, its segment's reservation has woken the waiters already.
         self.budget.gate.wake_all();
@@ -251,7 +304,7 @@ impl PoolCore {
         slot.segment.abandon();
         let _sweeping = self.sweep.lock();
         if let Some(state) = self.classes[slot.class.index()].get() {
-            state.idle.take_all().into_iter().for_each(|idle| self.keep(idle));
+            state.take_all().into_iter().for_each(|idle| self.keep(idle));
         }
     }
 
@@ -262,15 +315,17 @@ impl PoolCore {
             && !slot.segment.is_abandoned()
             && let Some(state) = self.classes[slot.class.index()].get()
         {
-            if slot.segment.slots() > 1 {
-                state.idle.put(slot);
-            } else {
-                drop(state.idle.try_put(slot));
+            if let Err(slot) = state.hot.try_put(slot) {
+                if slot.segment.slots() > 1 {
+                    state.idle.put(slot);
+                } else if self.config.max_idle_per_size > 1 {
+                    drop(state.idle.try_put(slot));
+                }
             }
             // SYNC POINT: closed, then drained. Either the drain finds what was just put, or this sees the close.
             fence_after_rmw();
             if self.closed.load(Ordering::Relaxed) {
-                drop(state.idle.take_all());
+                drop(state.take_all());
             }
         }
     }
@@ -281,7 +336,7 @@ impl PoolCore {
         // SYNC POINT: closed, then drained.
         fence_after_rmw();
         for state in self.classes.iter().filter_map(OnceLock::get) {
-            drop(state.idle.take_all());
+            drop(state.take_all());
         }
     }
 
@@ -310,17 +365,19 @@ impl PoolCore {
         };
         for (class, state) in ClassIndex::all().zip(&self.classes) {
             let Some(state) = state.get() else { continue };
-            let segments: Vec<_> = state.segments.lock().iter().filter_map(Weak::upgrade).collect();
-            let takes = segments.iter().map(|segment| segment.takes()).sum::<u64>()
+            let slots: Vec<_> = state.slots.lock().iter().filter_map(Weak::upgrade).collect();
+            let takes = slots.iter().map(|slot| slot.takes.load(Ordering::Relaxed)).sum::<u64>()
                 + state.past_takes.load(Ordering::Relaxed);
+            let segments: HashMap<_, _> =
+                slots.iter().map(|slot| (slot.segment.id(), slot.segment.slots())).collect();
             let misses = state.misses.load(Ordering::Relaxed);
             stats.misses += misses;
             stats.hits += takes.saturating_sub(misses);
             stats.segments += segments.len();
             stats.sizes.push(SizeStats {
                 size: class::size_of(class),
-                slots: segments.iter().map(|segment| segment.slots()).sum(),
-                idle: state.idle.len(),
+                slots: segments.values().sum(),
+                idle: state.idle.len() + usize::from(state.hot.is_full()),
             });
         }
         stats
@@ -329,7 +386,7 @@ impl PoolCore {
     /// Frees the wholly idle segments of one class. The caller holds `sweep`.
     fn give_up_idle(&self, class: ClassIndex) {
         let Some(state) = self.classes[class.index()].get() else { return };
-        let idle = state.idle.take_all();
+        let idle = state.take_all();
         let mut found: HashMap<u64, usize> = HashMap::new();
         for slot in &idle {
             *found.entry(slot.segment.id()).or_default() += 1;
@@ -346,10 +403,12 @@ impl PoolCore {
         self.classes[class.index()].get_or_init(|| {
             let small = self.slots_per_segment(class) > 1;
             Class {
-                idle: Idle::new(if small { SMALL_QUEUE } else { self.config.max_idle_per_size }),
+                hot: Hot::new(),
+                // One is hot.
+                idle: Idle::new(if small { SMALL_QUEUE } else { (self.config.max_idle_per_size - 1).max(1) }),
                 misses: AtomicU64::new(0),
-                past_takes: Arc::new(AtomicU64::new(0)),
-                segments: Mutex::new(Vec::new()),
+                past_takes: AtomicU64::new(0),
+                slots: Mutex::new(Vec::new()),
             }
         })
     }

@@ -100,9 +100,9 @@ impl Delivery {
     /// Numbers the message and puts it on every link with room. Where one keeps it waiting it becomes the head:
     /// `false`.
     #[inline]
-    pub(crate) fn deliver(&mut self, slot: Arc<Slot>, len: usize) -> bool {
+    pub(crate) fn deliver(&mut self, slot: Arc<Slot>) -> bool {
         debug_assert!(self.head.is_none());
-        let message = Message { flight: self.in_flight.begin(slot), len, seq: self.next_seq };
+        let message = Message { flight: self.in_flight.begin(slot), seq: self.next_seq };
         self.next_seq += 1;
         kill_point!("send: numbered");
         self.offer(message)

@@ -9,23 +9,24 @@ pub(crate) mod links;
 mod pace;
 pub(crate) mod shared;
 mod sink;
+mod staged;
 mod stats;
 mod task;
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 pub use self::builder::ShmPublisherBuilder;
 pub use self::error::{BindError, FlushError, LoanError, SendError, SendErrorKind, SinkError};
 use self::shared::{Queued, Shared};
 use self::sink::SinkState;
+use self::staged::Staged;
 pub use self::stats::PublisherStats;
 use crate::blocking::assert_may_block;
 use crate::buffer::{Home, Payload, ShmLoan};
 use crate::places::NoPlace;
-use crate::pool::core::Slot;
-use crate::pool::{PooledSegment, ShmSegmentPool, TakeError};
+use crate::pool::{ShmSegmentPool, TakeError};
 
 /// Publishes messages to a topic.
 ///
@@ -62,7 +63,13 @@ use crate::pool::{PooledSegment, ShmSegmentPool, TakeError};
 pub struct ShmPublisher {
     shared: Arc<Shared>,
     sink: SinkState,
+    /// Counts the calls of `send`, more or less.
+    sends: AtomicU32,
 }
+
+/// So many calls of `send` take one unit of their task's budget, of 128: it is for some ten microseconds of work, and taking one
+/// costs a quarter of a send.
+const SENDS: u32 = 8;
 
 impl ShmPublisher {
     /// Opens a topic with default settings, in the current runtime.
@@ -86,7 +93,7 @@ impl ShmPublisher {
     }
 
     fn from_shared(shared: Arc<Shared>) -> Self {
-        Self { shared, sink: SinkState::default() }
+        Self { shared, sink: SinkState::default(), sends: AtomicU32::new(0) }
     }
 
     /// The topic's name.
@@ -109,11 +116,11 @@ impl ShmPublisher {
     ///
     /// Cancel safe: no memory is lost and no other waiter misses its turn.
     pub async fn loan(&self, len: usize) -> Result<ShmLoan, LoanError> {
-        if let Some(loan) = self.idle_loan(len)? {
-            return Ok(loan);
+        match self.idle_loan(len)? {
+            Some(loan) => Ok(loan),
+            // Apart, so that what there is to do for most loans is short.
+            None => Box::pin(self.loan_waiting(len)).await,
         }
-        let taken = self.shared.pool.take_until(len, || self.shared.is_closed()).await;
-        Ok(ShmLoan::new(taken.ok_or(LoanError::Closed)??))
     }
 
     /// A writable message of `len` bytes, at once or not at all.
@@ -170,19 +177,21 @@ impl ShmPublisher {
     /// Cancel safe: a `send` that did not return `Ok` has sent nothing, and its memory went back to the pool.
     pub async fn send<B: Payload>(&self, buf: B) -> Result<(), SendError<B::Returned>> {
         // A sender that never has to wait must let other tasks run now and then, the tx task among them.
-        tokio::task::coop::consume_budget().await;
-        let mut staged = match self.stage_now(buf) {
-            Ok(staged) => staged,
-            Err((buf, SendErrorKind::Pool(TakeError::Full { .. }))) => self.stage(buf).await?,
-            Err((buf, kind)) => return Err(SendError::new(kind, buf.into_returned())),
+        let sends = self.sends.load(Ordering::Relaxed).wrapping_add(1);
+        self.sends.store(sends, Ordering::Relaxed);
+        if sends.is_multiple_of(SENDS) {
+            tokio::task::coop::consume_budget().await;
+        }
+        let mut staged = Staged::new(buf);
+        let accepted = match self.stage_now(&mut staged) {
+            Ok(()) => self.accept(&mut staged),
+            Err(SendErrorKind::Pool(TakeError::Full { .. })) => None,
+            Err(kind) => Some(Err(kind)),
         };
-        match self.accept(&mut staged) {
+        match accepted {
             Some(Ok(())) => Ok(()),
-            Some(Err(kind)) => Err(SendError::new(kind, staged.into_returned())),
-            None => match self.shared.room.wait_until(|| self.accept(&mut staged)).await {
-                Ok(()) => Ok(()),
-                Err(kind) => Err(SendError::new(kind, staged.into_returned())),
-            },
+            Some(Err(kind)) => Err(staged.into_error(kind)),
+            None => Box::pin(self.send_waiting(staged)).await,
         }
     }
 
@@ -192,10 +201,12 @@ impl ShmPublisher {
     ///
     /// As [`send`](Self::send), and [`SendErrorKind::Full`] or [`TakeError::Full`] where that would wait.
     pub fn try_send<B: Payload>(&self, buf: B) -> Result<(), SendError<B::Returned>> {
-        let mut staged =
-            self.stage_now(buf).map_err(|(buf, kind)| SendError::new(kind, buf.into_returned()))?;
-        let accepted = self.accept(&mut staged).unwrap_or(Err(SendErrorKind::Full));
-        accepted.map_err(|kind| SendError::new(kind, staged.into_returned()))
+        let mut staged = Staged::new(buf);
+        let staged_now = self.stage_now(&mut staged);
+        match staged_now.and_then(|()| self.accept(&mut staged).unwrap_or(Err(SendErrorKind::Full))) {
+            Ok(()) => Ok(()),
+            Err(kind) => Err(staged.into_error(kind)),
+        }
     }
 
     /// As [`send`](Self::send), waiting on this thread.
@@ -320,18 +331,17 @@ impl ShmPublisher {
         buf: B,
         deadline: Option<Instant>,
     ) -> Result<(), SendError<B::Returned>> {
-        let mut staged = if buf.is_loan_of(self.home()) {
-            Staged::Loan(Some(buf))
-        } else {
-            match self.loan_until(buf.as_bytes().len(), deadline) {
-                Ok(loan) => self.copy(buf, loan.into_segment()),
-                Err(error) => return Err(SendError::new(error, buf.into_returned())),
+        let mut staged = Staged::new(buf);
+        if !staged.is_ready(self.home()) {
+            match self.loan_until(staged.bytes().len(), deadline) {
+                Ok(loan) => self.copy(&mut staged, loan),
+                Err(error) => return Err(staged.into_error(error)),
             }
-        };
+        }
         let accepted = self.shared.room.blocking_wait_until(deadline, || self.accept(&mut staged));
         match accepted.unwrap_or(Err(SendErrorKind::TimedOut)) {
             Ok(()) => Ok(()),
-            Err(kind) => Err(SendError::new(kind, staged.into_returned())),
+            Err(kind) => Err(staged.into_error(kind)),
         }
     }
 
@@ -341,33 +351,39 @@ impl ShmPublisher {
 
     /// Gets the message into shared memory without waiting.
     #[inline]
-    fn stage_now<B: Payload>(&self, buf: B) -> Result<Staged<B>, (B, SendErrorKind)> {
-        if buf.is_loan_of(self.home()) {
-            return Ok(Staged::Loan(Some(buf)));
+    fn stage_now<B: Payload>(&self, staged: &mut Staged<B>) -> Result<(), SendErrorKind> {
+        if !staged.is_ready(self.home()) {
+            let loan = self.try_loan(staged.bytes().len())?;
+            self.copy(staged, loan);
         }
-        match self.try_loan(buf.as_bytes().len()) {
-            Ok(loan) => Ok(self.copy(buf, loan.into_segment())),
-            Err(error) => Err((buf, error.into())),
-        }
+        Ok(())
     }
 
-    /// Gets the message into shared memory, waiting for some.
+    #[inline]
+    fn copy<B: Payload>(&self, staged: &mut Staged<B>, loan: ShmLoan) {
+        let copied = staged.copy_to(loan.into_segment());
+        self.shared.copied_bytes.fetch_add(copied as u64, Ordering::Relaxed);
+    }
+
     #[cold]
-    async fn stage<B: Payload>(&self, buf: B) -> Result<Staged<B>, SendError<B::Returned>> {
-        match self.loan(buf.as_bytes().len()).await {
-            Ok(loan) => Ok(self.copy(buf, loan.into_segment())),
-            Err(error) => Err(SendError::new(error, buf.into_returned())),
-        }
+    async fn loan_waiting(&self, len: usize) -> Result<ShmLoan, LoanError> {
+        let taken = self.shared.pool.take_until(len, || self.shared.is_closed()).await;
+        Ok(ShmLoan::new(taken.ok_or(LoanError::Closed)??))
     }
 
-    fn copy<B: Payload>(&self, buf: B, mut segment: PooledSegment) -> Staged<B> {
-        let bytes = buf.as_bytes();
-        // A `Payload` of the user's may not give the same bytes twice.
-        let len = bytes.len().min(segment.len());
-        segment[..len].copy_from_slice(&bytes[..len]);
-        self.shared.copied_bytes.fetch_add(len as u64, Ordering::Relaxed);
-        kill_point!("send: copied");
-        Staged::Copied { buf, segment: Some(segment) }
+    /// What is left of a `send` that has to wait, for memory or for a place.
+    #[cold]
+    async fn send_waiting<B: Payload>(&self, mut staged: Staged<B>) -> Result<(), SendError<B::Returned>> {
+        if !staged.is_ready(self.home()) {
+            match self.loan(staged.bytes().len()).await {
+                Ok(loan) => self.copy(&mut staged, loan),
+                Err(error) => return Err(staged.into_error(error)),
+            }
+        }
+        match self.shared.room.wait_until(|| self.accept(&mut staged)).await {
+            Ok(()) => Ok(()),
+            Err(kind) => Err(staged.into_error(kind)),
+        }
     }
 
     /// Accepts the message if there is a place for it; `None`: not now. Once `Ok`, `staged` is empty.
@@ -378,43 +394,13 @@ impl ShmPublisher {
         }
         match self.shared.places().take() {
             Ok(()) => {
-                let (slot, len) = staged.take();
-                self.shared.push(Queued::Slot { slot, len });
+                self.shared.push(Queued::Slot(staged.take()));
                 kill_point!("send: queued");
                 self.shared.pump();
                 Some(Ok(()))
             }
             Err(NoPlace::Full) => None,
             Err(NoPlace::Closed) => Some(Err(SendErrorKind::Closed)),
-        }
-    }
-}
-
-/// A message on its way to acceptance: in shared memory, with what it was made of, in case it has to be given back.
-enum Staged<B> {
-    Loan(Option<B>),
-    Copied { buf: B, segment: Option<PooledSegment> },
-}
-
-impl<B: Payload> Staged<B> {
-    /// The accepted message; called once.
-    #[inline]
-    fn take(&mut self) -> (Arc<Slot>, usize) {
-        let segment = match self {
-            Self::Loan(buf) => buf.take().and_then(B::into_loan).map(ShmLoan::into_segment),
-            Self::Copied { segment, .. } => segment.take(),
-        };
-        let segment = segment.expect("a message is accepted once, and is_loan_of told the truth");
-        let len = segment.len();
-        (segment.into_slot(), len)
-    }
-
-    fn into_returned(self) -> B::Returned {
-        match self {
-            Self::Loan(buf) => {
-                buf.expect("a message is given back only if it was not accepted").into_returned()
-            }
-            Self::Copied { buf, .. } => buf.into_returned(),
         }
     }
 }

@@ -49,12 +49,10 @@ static LOCAL: LazyLock<Mutex<HashMap<u128, Weak<Shared>>>> = LazyLock::new(Mutex
 /// What waits in the tx queue.
 #[derive(Debug)]
 pub(crate) enum Queued {
-    Slot {
-        slot: Arc<Slot>,
-        len: usize,
-    },
+    Slot(Arc<Slot>),
     /// Accepted by a sink while the pool was at its cap: moves into a slot when one comes free.
-    Heap(Box<[u8]>),
+    // A pointer more, so that a place in the queue is two words and not three.
+    Heap(Box<Box<[u8]>>),
 }
 
 /// What tasks have to say to the delivery.
@@ -205,7 +203,7 @@ impl Shared {
     /// Accepts a message if nobody is delivering and nothing is in line before it: it is put on its links here and now,
     /// or becomes the head. `message` is called only if it is accepted; `false`: it has to be queued.
     #[inline]
-    pub(crate) fn deliver_now(&self, message: impl FnOnce() -> (Arc<Slot>, usize)) -> bool {
+    pub(crate) fn deliver_now(&self, message: impl FnOnce() -> Arc<Slot>) -> bool {
         let Some(mut delivery) = self.enter() else { return false };
         self.prepare(&mut delivery);
         if !delivery.is_behind() && !self.queue.is_empty() {
@@ -217,8 +215,7 @@ impl Shared {
         let accepted = !(delivery.is_behind() || self.places.is_closed() || !self.queue.is_empty());
         if accepted {
             kill_point!("send: inside");
-            let (slot, len) = message();
-            if !delivery.deliver(slot, len) {
+            if !delivery.deliver(message()) {
                 self.accepted.fetch_add(1, Ordering::AcqRel);
                 self.work(&mut delivery);
             }
@@ -482,7 +479,7 @@ impl Shared {
         if delivery.finished {
             // Only after a death: a clean end waits until it is empty. The pool may be shared, and go on.
             while let Some(queued) = self.queue.pop() {
-                if let Queued::Slot { slot, .. } = queued {
+                if let Queued::Slot(slot) = queued {
                     slot.give_back();
                 }
             }
@@ -516,12 +513,12 @@ impl Shared {
                 self.notify();
                 break;
             }
-            let Some((slot, len)) = self.next_queued(delivery, &mut popped) else { break };
+            let Some(slot) = self.next_queued(delivery, &mut popped) else { break };
             if self.controls.load(Ordering::Acquire) != 0 {
                 // Somebody may have come between this run's beginning and the sending of this message.
                 self.obey(delivery);
             }
-            if delivery.deliver(slot, len) {
+            if delivery.deliver(slot) {
                 done += 1;
             }
         }
@@ -540,13 +537,13 @@ impl Shared {
 
     /// The next queued message, in a slot; `None` too while one waits for a slot. Counts in `popped` what left the queue.
     #[inline]
-    fn next_queued(&self, delivery: &mut Delivery, popped: &mut usize) -> Option<(Arc<Slot>, usize)> {
+    fn next_queued(&self, delivery: &mut Delivery, popped: &mut usize) -> Option<Arc<Slot>> {
         if delivery.waiting.is_empty() {
             let queued = self.queue.pop()?;
             *popped += 1;
             match queued {
-                Queued::Slot { slot, len } => return Some((slot, len)),
-                Queued::Heap(bytes) => delivery.waiting.push_back(bytes),
+                Queued::Slot(slot) => return Some(slot),
+                Queued::Heap(bytes) => delivery.waiting.push_back(*bytes),
             }
         }
         self.seat(delivery, popped)
@@ -554,7 +551,7 @@ impl Shared {
 
     /// Moves the first message from the heap into a slot, or has the tx task look for one.
     #[cold]
-    fn seat(&self, delivery: &mut Delivery, popped: &mut usize) -> Option<(Arc<Slot>, usize)> {
+    fn seat(&self, delivery: &mut Delivery, popped: &mut usize) -> Option<Arc<Slot>> {
         let len = delivery.waiting.front()?.len();
         let fed = self.fed.lock().take().filter(|segment| segment.capacity() >= len);
         let Some(mut segment) = fed.or_else(|| self.swap_out(delivery, len, popped)) else {
@@ -572,7 +569,7 @@ impl Shared {
             drop(self.fed.lock().take());
             self.sinks.wake_all();
         }
-        Some((segment.into_slot(), len))
+        Some(segment.into_slot())
     }
 
     /// A slot for the first message in the heap from a message further back, whose bytes wait in the heap instead.
@@ -589,9 +586,9 @@ impl Shared {
             let queued = self.queue.pop()?;
             *popped += 1;
             match queued {
-                Queued::Heap(bytes) => delivery.waiting.push_back(bytes),
-                Queued::Slot { slot, len: next } => {
-                    let segment = PooledSegment::new(slot, next);
+                Queued::Heap(bytes) => delivery.waiting.push_back(*bytes),
+                Queued::Slot(slot) => {
+                    let segment = PooledSegment::from_slot(slot);
                     delivery.waiting.push_back(segment[..].into());
                     if segment.capacity() >= len {
                         return Some(segment);

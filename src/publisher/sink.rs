@@ -11,6 +11,7 @@ use futures::Sink;
 use parking_lot::Mutex;
 
 use super::shared::{Queued, Shared};
+use super::staged::Staged;
 use super::{SendErrorKind, ShmPublisher, SinkError};
 use crate::buffer::Payload;
 use crate::places::NoPlace;
@@ -131,15 +132,13 @@ impl<B: Payload> Sink<B> for ShmPublisher {
             this.shared.notify();
             return Err(SinkError::new(SendErrorKind::Closed, Some(buf.into_returned())));
         }
-        let queued = match this.stage_now(buf) {
-            Ok(mut staged) => {
-                let (slot, len) = staged.take();
-                Queued::Slot { slot, len }
-            }
-            Err((buf, SendErrorKind::Pool(TakeError::Full { .. }))) => Queued::Heap(buf.as_bytes().into()),
-            Err((buf, kind)) => {
+        let mut staged = Staged::new(buf);
+        let queued = match this.stage_now(&mut staged) {
+            Ok(()) => Queued::Slot(staged.take()),
+            Err(SendErrorKind::Pool(TakeError::Full { .. })) => Queued::Heap(Box::new(staged.bytes().into())),
+            Err(kind) => {
                 this.shared.give_back(1);
-                return Err(SinkError::new(kind, Some(buf.into_returned())));
+                return Err(SinkError::new(kind, Some(staged.into_buf().into_returned())));
             }
         };
         this.shared.push(queued);

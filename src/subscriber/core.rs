@@ -145,6 +145,26 @@ impl<W: Default> Core<W> {
         Ok(link)
     }
 
+    /// The next message of the publisher whose turn it is, if it is there and nothing else is to be told of.
+    #[inline]
+    pub(super) fn next_sample(&mut self) -> Option<ShmSample> {
+        if self.turn >= self.peers.len() {
+            self.turn = 0;
+        }
+        let sample = self.peers.get_mut(self.turn)?.link.next_sample()?;
+        self.turn += 1;
+        self.count(&sample);
+        Some(sample)
+    }
+
+    #[inline]
+    fn count(&mut self, sample: &ShmSample) {
+        self.stats.received += 1;
+        // Saturating: a publisher may say anything.
+        self.stats.bytes = self.stats.bytes.saturating_add(sample.len() as u64);
+        self.busy.found();
+    }
+
     /// The next thing that any publisher has for us, taking turns.
     #[inline]
     pub(super) fn next(&mut self) -> Option<Item> {
@@ -157,10 +177,7 @@ impl<W: Default> Core<W> {
             self.turn += 1;
             match self.peers[at].link.next() {
                 Next::Sample(sample) => {
-                    self.stats.received += 1;
-                    // Saturating: a publisher may say anything.
-                    self.stats.bytes = self.stats.bytes.saturating_add(sample.len() as u64);
-                    self.busy.found();
+                    self.count(&sample);
                     return Some(Ok(sample));
                 }
                 Next::Lagged(missed) => {
