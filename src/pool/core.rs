@@ -142,6 +142,8 @@ struct Class {
     past_takes: AtomicU64,
     /// For the statistics, and to know how many slots exist.
     slots: Mutex<Vec<Weak<Slot>>>,
+    /// How many these were when one was made last.
+    existing: AtomicUsize,
 }
 
 impl Class {
@@ -193,7 +195,7 @@ impl PoolCore {
     /// The class for `len` bytes, if the pool could ever hold one.
     pub(crate) fn class_for(&self, len: usize) -> Result<ClassIndex, TakeError> {
         class::class_of(len)
-            .filter(|&class| self.segment_len(class) <= self.config.max_bytes)
+            .filter(|&class| self.segment_len(class, 0) <= self.config.max_bytes)
             .ok_or(TakeError::TooLarge { len, max_bytes: self.config.max_bytes })
     }
 
@@ -223,7 +225,7 @@ impl PoolCore {
         if let Some(slot) = self.take_idle(class) {
             return Found::Slot(slot);
         }
-        let len = self.segment_len(class);
+        let len = self.segment_len(class, self.class(class).existing.load(Ordering::Relaxed));
         if let Some(reservation) = Budget::reserve(&self.budget, len) {
             return Found::Room(reservation);
         }
@@ -263,7 +265,7 @@ impl PoolCore {
 
     fn try_create(self: &Arc<Self>, class: ClassIndex, room: Reservation) -> Result<Arc<Slot>, TakeError> {
         let state = self.class(class);
-        let slots = self.slots_per_segment(class);
+        let slots = class::slots_in(class, room.len());
         let segment = Arc::new(Segment::create(room, slots, &self.config.create_options())?);
         kill_point!("segment: made");
         state.misses.fetch_add(1, Ordering::Relaxed);
@@ -272,6 +274,7 @@ impl PoolCore {
             let mut known = state.slots.lock();
             known.retain(|slot| slot.strong_count() > 0);
             known.extend(made.iter().map(Arc::downgrade));
+            state.existing.store(known.len(), Ordering::Relaxed);
             if slots > 1 {
                 state.idle.expect_at_most(known.len());
             }
@@ -365,18 +368,21 @@ impl PoolCore {
         };
         for (class, state) in ClassIndex::all().zip(&self.classes) {
             let Some(state) = state.get() else { continue };
-            let slots: Vec<_> = state.slots.lock().iter().filter_map(Weak::upgrade).collect();
-            let takes = slots.iter().map(|slot| slot.takes.load(Ordering::Relaxed)).sum::<u64>()
-                + state.past_takes.load(Ordering::Relaxed);
-            let segments: HashMap<_, _> =
-                slots.iter().map(|slot| (slot.segment.id(), slot.segment.slots())).collect();
+            let (mut takes, mut slots, mut last) = (state.past_takes.load(Ordering::Relaxed), 0, None);
+            for slot in state.slots.lock().iter().filter_map(Weak::upgrade) {
+                takes += slot.takes.load(Ordering::Relaxed);
+                // Those of one segment follow each other.
+                if last.replace(slot.segment.id()) != Some(slot.segment.id()) {
+                    slots += slot.segment.slots();
+                    stats.segments += 1;
+                }
+            }
             let misses = state.misses.load(Ordering::Relaxed);
             stats.misses += misses;
             stats.hits += takes.saturating_sub(misses);
-            stats.segments += segments.len();
             stats.sizes.push(SizeStats {
                 size: class::size_of(class),
-                slots: segments.values().sum(),
+                slots,
                 idle: state.idle.len() + usize::from(state.hot.is_full()),
             });
         }
@@ -401,7 +407,7 @@ impl PoolCore {
 
     fn class(&self, class: ClassIndex) -> &Class {
         self.classes[class.index()].get_or_init(|| {
-            let small = self.slots_per_segment(class) > 1;
+            let small = class::slots_per_segment(class, self.shared_segment_len(), 0) > 1;
             Class {
                 hot: Hot::new(),
                 // One is hot.
@@ -409,18 +415,15 @@ impl PoolCore {
                 misses: AtomicU64::new(0),
                 past_takes: AtomicU64::new(0),
                 slots: Mutex::new(Vec::new()),
+                existing: AtomicUsize::new(0),
             }
         })
     }
 
     /// The length of this class's segments: a page or more, and no more than an eighth of the cap for those that
     /// many small slots share.
-    fn segment_len(&self, class: ClassIndex) -> u64 {
-        class::segment_len(class, self.shared_segment_len()) as u64
-    }
-
-    fn slots_per_segment(&self, class: ClassIndex) -> usize {
-        class::slots_per_segment(class, self.shared_segment_len())
+    fn segment_len(&self, class: ClassIndex, existing: usize) -> u64 {
+        class::segment_len(class, self.shared_segment_len(), existing) as u64
     }
 
     fn shared_segment_len(&self) -> usize {

@@ -18,8 +18,12 @@ pub(crate) const COUNT: usize = index_of(LARGEST) + 1;
 /// Slots up to this size share a segment; a larger one has a segment of its own.
 pub(crate) const SMALL_MAX: usize = 16 << 10;
 
-/// Bytes of a segment shared by small slots.
+/// Most bytes of a segment shared by small slots.
 pub(crate) const SHARED_SEGMENT: usize = 256 << 10;
+
+/// Slots of the first segment of a small class. Idle slots are used in turn, so that with more of them than are needed all would
+/// go through the caches; where more are needed, each further segment has as many as there are already.
+pub(crate) const FIRST_SLOTS: usize = 256;
 
 /// What a segment's length is a multiple of. Where the host's pages are larger, the memory object is rounded up by it.
 const PAGE: usize = 4096;
@@ -57,17 +61,27 @@ pub(crate) const fn size_of(class: ClassIndex) -> usize {
     grains * GRAIN
 }
 
-/// How many slots of `class` a segment has: one of a large class, else as many as fit into [`SHARED_SEGMENT`] or
-/// `max_segment_bytes`, whichever is less, but one at least.
-pub(crate) const fn slots_per_segment(class: ClassIndex, max_segment_bytes: usize) -> usize {
+/// How many slots the next segment of `class` has when there are `existing` ones: one of a large class, else [`FIRST_SLOTS`] or
+/// as many as there are, but no more than fit into [`SHARED_SEGMENT`] and `max_segment_bytes`, and one at least.
+pub(crate) const fn slots_per_segment(class: ClassIndex, max_segment_bytes: usize, existing: usize) -> usize {
     let size = size_of(class);
     let room = if max_segment_bytes < SHARED_SEGMENT { max_segment_bytes } else { SHARED_SEGMENT };
-    if size > SMALL_MAX || room < size { 1 } else { room / size }
+    if size > SMALL_MAX || room < size {
+        return 1;
+    }
+    let (fit, wanted) = (room / size, if existing > FIRST_SLOTS { existing } else { FIRST_SLOTS });
+    if wanted < fit { wanted } else { fit }
 }
 
-/// Bytes of a segment of `class`: its slots, rounded up to whole pages.
-pub(crate) const fn segment_len(class: ClassIndex, max_segment_bytes: usize) -> usize {
-    (slots_per_segment(class, max_segment_bytes) * size_of(class)).next_multiple_of(PAGE)
+/// Bytes of that segment: its slots, rounded up to whole pages.
+pub(crate) const fn segment_len(class: ClassIndex, max_segment_bytes: usize, existing: usize) -> usize {
+    (slots_per_segment(class, max_segment_bytes, existing) * size_of(class)).next_multiple_of(PAGE)
+}
+
+/// How many slots of `class` a segment of `len` bytes has, made as long as [`segment_len`] says.
+pub(crate) const fn slots_in(class: ClassIndex, len: u64) -> usize {
+    let slots = len as usize / size_of(class);
+    if size_of(class) > SMALL_MAX || slots == 0 { 1 } else { slots }
 }
 
 #[inline]
@@ -140,9 +154,11 @@ mod tests {
         }
 
         #[test]
-        fn segment_has_room_for_its_slots(len in len(), most in 0usize..1 << 20) {
+        fn segment_has_room_for_its_slots(len in len(), most in 0usize..1 << 20, existing in 0usize..1 << 14) {
             let class = class_of(len).unwrap();
-            let (slots, bytes) = (slots_per_segment(class, most), segment_len(class, most));
+            let slots = slots_per_segment(class, most, existing);
+            let bytes = segment_len(class, most, existing);
+            prop_assert!(slots <= existing.max(FIRST_SLOTS));
             prop_assert!(slots >= 1 && slots * size_of(class) <= bytes);
             prop_assert_eq!(bytes % PAGE, 0);
             prop_assert!(slots == 1 || bytes <= most.min(SHARED_SEGMENT).next_multiple_of(PAGE));
