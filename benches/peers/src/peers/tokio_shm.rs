@@ -1,0 +1,75 @@
+//! tokio-shm, from `async` code on a current-thread runtime.
+
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::PathBuf;
+
+use futures::{SinkExt, StreamExt as _};
+use tokio_shm::{BusyPoll, ShmPublisher, ShmSubscriber};
+
+use super::{Peer, Rx, Tx};
+use crate::case::{Case, Mode};
+use crate::payload;
+
+pub(crate) struct TokioShm;
+
+impl Peer for TokioShm {
+    type Tx = Publisher;
+    type Rx = Subscriber;
+}
+
+pub(crate) struct Publisher(ShmPublisher);
+
+impl Tx for Publisher {
+    async fn open(case: &Case, topic: &'static str) -> Self {
+        Self(ShmPublisher::builder(topic).runtime_dir(runtime_dir(case)).bind().expect("bind"))
+    }
+
+    async fn connected(&mut self, receivers: usize) {
+        self.0.wait_for_subscribers(receivers).await;
+    }
+
+    async fn send(&mut self, size: usize, number: u64) {
+        let mut loan = self.0.loan(size).await.expect("loan");
+        payload::write(&mut loan, number);
+        self.0.send(loan).await.expect("send");
+    }
+
+    /// `feed` and `flush` of its `Sink`.
+    async fn send_batch(&mut self, size: usize, number: u64, count: u64) {
+        for _ in 0..count {
+            let mut loan = self.0.loan(size).await.expect("loan");
+            payload::write(&mut loan, number);
+            self.0.feed(loan).await.expect("feed");
+        }
+        SinkExt::<tokio_shm::ShmLoan>::flush(&mut self.0).await.expect("flush");
+    }
+}
+
+pub(crate) struct Subscriber(ShmSubscriber);
+
+impl Rx for Subscriber {
+    async fn open(case: &Case, topic: &'static str) -> Self {
+        let mut builder =
+            ShmSubscriber::builder(topic).runtime_dir(runtime_dir(case)).depth(case.depth as u32);
+        builder = match case.mode {
+            Mode::Awake => builder.busy_poll(BusyPoll::Always),
+            Mode::Parked => builder.busy_poll(BusyPoll::Off),
+            Mode::Default => builder,
+        };
+        let mut subscriber = builder.connect().expect("connect");
+        subscriber.wait_for_publishers(1).await.expect("a publisher");
+        Self(subscriber)
+    }
+
+    async fn recv<T>(&mut self, look: impl FnOnce(&[u8]) -> T) -> T {
+        look(&self.0.next().await.expect("no end asked for").expect("a message"))
+    }
+}
+
+/// Only its owner may enter, or it is refused.
+fn runtime_dir(case: &Case) -> PathBuf {
+    let dir = case.dir.join("tokio-shm");
+    let _ = std::fs::create_dir(&dir);
+    std::fs::set_permissions(&dir, std::fs::Permissions::from_mode(0o700)).expect("mode");
+    dir
+}
