@@ -31,7 +31,7 @@ pub(crate) enum Mode {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Case {
     pub(crate) work: Work,
-    /// A name of [`crate::peers::NAMES`].
+    /// As tables call it; [`crate::peers::run`] knows all of them.
     pub(crate) peer: String,
     pub(crate) mode: Mode,
     /// Bytes a message.

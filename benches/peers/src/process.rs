@@ -41,17 +41,34 @@ pub(crate) fn child() -> Option<(Case, Side)> {
 pub(crate) fn run(case: &Case) -> Result<Vec<Measured>, String> {
     let bells = eventfds(&case.peer);
     let case = &Case { bells: bells.iter().map(AsRawFd::as_raw_fd).collect(), ..case.clone() };
-    let mut fars: Vec<_> = (0..case.fars).map(|_| Running::start(case, Side::Far)).collect();
-    let mut near = Running::start(case, Side::Near);
-    let deadline = Instant::now() + LIMIT;
-    near.wait(deadline).map_err(|error| format!("sender: {error}"))?;
-    for far in &mut fars {
-        far.wait(deadline).map_err(|error| format!("receiver: {error}"))?;
-    }
+    let sides = std::iter::repeat_n(Side::Far, case.fars).chain([Side::Near]);
+    let mut processes: Vec<_> = sides.map(|side| Running::start(case, side)).collect();
+    wait(&mut processes)?;
+    let mut near = processes.pop().expect("the last one started");
     let mut printed = String::new();
     let mut stdout = near.0.stdout.take().expect("piped");
     stdout.read_to_string(&mut printed).map_err(|error| error.to_string())?;
     printed.lines().map(Measured::parse).collect::<Option<_>>().ok_or("printed something else".into())
+}
+
+/// Waits until all have ended well, or one has not.
+fn wait(processes: &mut [Running]) -> Result<(), String> {
+    let deadline = Instant::now() + LIMIT;
+    while Instant::now() < deadline {
+        let mut running = false;
+        for process in &mut *processes {
+            match process.0.try_wait().map_err(|error| error.to_string())? {
+                None => running = true,
+                Some(status) if status.success() => {}
+                Some(status) => return Err(status.to_string()),
+            }
+        }
+        if !running {
+            return Ok(());
+        }
+        thread::sleep(Duration::from_millis(2));
+    }
+    Err("not done in time".into())
 }
 
 /// A process of the suite, killed when dropped.
@@ -62,20 +79,11 @@ impl Running {
         let mut command = Command::new(env::current_exe().expect("own path"));
         command.env(CASE, serde_json::to_string(case).expect("plain data"));
         command.env(SIDE, if side == Side::Near { "near" } else { "far" });
+        command.env("RUST_BACKTRACE", "0").env("IOX2_LOG_LEVEL", "error");
         // Some peers put sockets and locks there.
         command.env("TMPDIR", &case.dir);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::inherit());
         Self(command.spawn().expect("start a process of the suite"))
-    }
-
-    fn wait(&mut self, deadline: Instant) -> Result<(), String> {
-        while Instant::now() < deadline {
-            if let Some(status) = self.0.try_wait().map_err(|error| error.to_string())? {
-                return if status.success() { Ok(()) } else { Err(status.to_string()) };
-            }
-            thread::sleep(Duration::from_millis(2));
-        }
-        Err("not done in time".into())
     }
 }
 

@@ -40,7 +40,7 @@ fn measure(table: &mut Table) {
         let dir = scratch::directory();
         let case = Case { dir: dir.path().to_owned(), ..job.case.clone() };
         let measured = process::run(&case).map_err(|error| {
-            eprintln!("{}, {:?}, {} bytes: {error}", job.label, case.work, case.size);
+            eprintln!("{}, {:?}, {} bytes: {error}", case.peer, case.work, case.size);
         });
         job.rounds.push(measured.ok());
     }

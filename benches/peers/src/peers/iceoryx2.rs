@@ -160,7 +160,7 @@ fn retry<T, E: Debug>(mut open: impl FnMut() -> Result<T, E>) -> T {
 /// All that it makes lies in the case's directory, or has the suite's prefix in its name.
 fn config(dir: &StdPath) -> Config {
     let mut config = Config::default();
-    let root = dir.join("iceoryx2");
+    let root = dir.join("i");
     config.global.set_root_path(&Path::new(root.as_os_str().as_encoded_bytes()).expect("a path"));
     let name = dir.file_name().expect("a directory of the suite");
     config.global.prefix = FileName::new(name.as_encoded_bytes()).expect("a file name");

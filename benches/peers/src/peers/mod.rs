@@ -4,15 +4,19 @@
 
 mod bell;
 mod iceoryx2;
+mod ipc_channel;
 mod ring;
+mod ringfire;
 mod tokio_shm;
 mod unix;
+mod zenoh;
 
 use crate::case::Case;
 use crate::process::Side;
 use crate::work;
 
 pub(crate) use self::bell::eventfds;
+pub(crate) use self::zenoh::sweep;
 use self::bell::{AsyncBell, Blocking, Futex, Spin};
 
 /// The topic from the sending process to the receiving ones, and the one back.
@@ -72,9 +76,6 @@ pub(crate) async fn until_some<T>(mut attempt: impl FnMut() -> Option<T>) -> T {
 
 macro_rules! peers {
     ($($name:literal => $peer:ty),* $(,)?) => {
-        /// All of them, as tables call them.
-        pub(crate) const NAMES: &[&str] = &[$($name),*];
-
         /// Does one side of a case.
         pub(crate) fn run(case: &Case, side: Side) {
             match case.peer.as_str() {
@@ -88,6 +89,9 @@ macro_rules! peers {
 peers! {
     "tokio-shm" => tokio_shm::TokioShm,
     "iceoryx2" => iceoryx2::Iceoryx2,
+    "ringfire" => ringfire::Ringfire,
+    "zenoh SHM" => zenoh::Zenoh,
+    "ipc-channel" => ipc_channel::IpcChannel,
     "Unix stream" => unix::Stream,
     "Unix seqpacket" => unix::Seqpacket,
     "floor: spin" => ring::Floor<Spin>,

@@ -4,7 +4,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 
 use futures::{SinkExt, StreamExt as _};
-use tokio_shm::{BusyPoll, ShmPublisher, ShmSubscriber};
+use tokio_shm::{BusyPoll, ShmPoolConfig, ShmPublisher, ShmSubscriber};
 
 use super::{Peer, Rx, Tx};
 use crate::case::{Case, Mode};
@@ -17,11 +17,17 @@ impl Peer for TokioShm {
     type Rx = Subscriber;
 }
 
+/// Messages that may be accepted beyond those that its subscriber has room for.
+const QUEUE: u32 = 8;
+
 pub(crate) struct Publisher(ShmPublisher);
 
 impl Tx for Publisher {
     async fn open(case: &Case, topic: &'static str) -> Self {
-        Self(ShmPublisher::builder(topic).runtime_dir(runtime_dir(case)).bind().expect("bind"))
+        // A slot for each message that may be accepted, on its link or held: none is given up and made again.
+        let pool = ShmPoolConfig::new().max_idle_per_size(case.depth + QUEUE as usize + 1);
+        let builder = ShmPublisher::builder(topic).runtime_dir(runtime_dir(case));
+        Self(builder.queue(QUEUE).pool(pool).bind().expect("bind"))
     }
 
     async fn connected(&mut self, receivers: usize) {

@@ -25,7 +25,6 @@ pub(crate) struct Table {
 
 /// A case and what its rounds measured, by the name of the figure.
 pub(crate) struct Job {
-    pub(crate) label: String,
     pub(crate) case: Case,
     /// `None` for a round that failed, so that rounds stay side by side.
     pub(crate) rounds: Vec<Option<Vec<Measured>>>,
@@ -48,22 +47,21 @@ impl Table {
             Unit::Rate => ("rate", None),
             _ => ("ns", Some("p99_ns")),
         };
-        self.add_figures(row, case, &[(column, metric, tail)]);
+        self.add_figures(case, &[(row, column, metric)]);
+        let place = self.place(row, column);
+        if let Some(Cell::Figure { tail: of_cell, .. }) = self.cells.get_mut(&place) {
+            *of_cell = tail;
+        }
     }
 
-    /// A case that fills several cells of a row: column, name of the figure, of its 99th percentile.
-    pub(crate) fn add_figures(
-        &mut self,
-        row: &str,
-        case: Case,
-        figures: &[(&str, &'static str, Option<&'static str>)],
-    ) {
+    /// A case that fills several cells: row, column, name of the figure.
+    pub(crate) fn add_figures(&mut self, case: Case, figures: &[(&str, &str, &'static str)]) {
         let bytes = case.size;
         let job = self.jobs.len();
-        self.jobs.push(Job { label: row.to_owned(), case, rounds: Vec::new() });
-        for (column, metric, tail) in figures {
+        self.jobs.push(Job { case, rounds: Vec::new() });
+        for (row, column, metric) in figures {
             let place = self.place(row, column);
-            self.cells.insert(place, Cell::Figure { job, metric, tail: *tail, bytes });
+            self.cells.insert(place, Cell::Figure { job, metric, tail: None, bytes });
         }
     }
 
