@@ -68,7 +68,6 @@ impl Board {
         // pattern is a valid `Board`, and all of it is atomic.
         unsafe { &*memory.cast::<Self>() }
     }
-
 }
 
 /// A file of that size, made if it is not there.

@@ -14,6 +14,8 @@ pub(crate) enum Work {
     Cpu,
     First,
     Memory,
+    PublisherSide,
+    Micro,
 }
 
 /// How a receiver waits.
@@ -46,6 +48,8 @@ pub(crate) struct Case {
     pub(crate) batched: bool,
     /// How long to measure, in milliseconds; works that count repetitions derive their number from it.
     pub(crate) effort_ms: u64,
+    /// How long a sender is kept blocked, in milliseconds.
+    pub(crate) rest_ms: u64,
     /// Inherited eventfds, for floors that ring them.
     pub(crate) bells: Vec<i32>,
     /// Where the processes meet: private, on a tmpfs, removed afterwards.
@@ -64,6 +68,7 @@ impl Case {
             depth: 64,
             batched: false,
             effort_ms: 300,
+            rest_ms: 1,
             bells: Vec::new(),
             dir: PathBuf::new(),
         }

@@ -42,6 +42,10 @@ impl Options {
         Ok(Self { quick, only, rounds: rounds.unwrap_or(if quick { 2 } else { 5 }).max(1), docs })
     }
 
+    pub(crate) fn wants_all(&self) -> bool {
+        self.only.is_empty()
+    }
+
     pub(crate) fn wants(&self, name: &str) -> bool {
         self.only.is_empty() || self.only.iter().any(|only| only == name)
     }

@@ -12,14 +12,17 @@ const SHARED_MEMORY: [&str; 4] = ["tokio-shm", "iceoryx2", "ringfire", "zenoh SH
 const SOCKETS: [&str; 2] = ["Unix stream", "Unix seqpacket"];
 
 const ALWAYS_SLEEPS: &str = "It always sleeps: see the hop parked";
-const BLOB_POLLS: &str = "ringfire's blob ring can only be polled, and its typed ring is for small records of one type";
+const BLOB_POLLS: &str =
+    "ringfire's blob ring can only be polled, and its typed ring is for small records of one type";
 const ONE_READER: &str = "It has one receiver";
-const NO_DEPTH: &str = "Its room is a socket buffer in bytes, or none that can be set: there is no full subscriber to wait for";
+const NO_DEPTH: &str =
+    "Its room is a socket buffer in bytes, or none that can be set: there is no full subscriber to wait for";
 
 /// Those that were asked for.
 pub(crate) fn tables(options: &Options) -> Vec<Table> {
-    let all = [awake, parked_one_core, parked_two_cores, stream, fan_out, blocked, cpu, first, memory];
-    let mut tables: Vec<_> = all.iter().map(|table| table()).filter(|table| options.wants(table.name)).collect();
+    let all = [awake, parked_one_core, parked_two_cores, stream, fan_out, blocked, cpu, first, memory, micro];
+    let mut tables: Vec<_> =
+        all.iter().map(|table| table()).filter(|table| options.wants(table.name)).collect();
     if options.quick {
         for job in tables.iter_mut().flat_map(|table| &mut table.jobs) {
             job.case.effort_ms /= 3;
@@ -69,7 +72,8 @@ fn parked(name: &'static str, title: &'static str, far_core: usize) -> Table {
 }
 
 fn stream() -> Table {
-    let mut table = Table::new("stream", "One way, as fast as it goes, two processes on two cores", Unit::Rate);
+    let mut table =
+        Table::new("stream", "One way, as fast as it goes, two processes on two cores", Unit::Rate);
     for (bytes, depth) in [(64, 256), (4 * KIB, 64), (MIB, 8)] {
         let column = size(bytes);
         let rows = SHARED_MEMORY.into_iter().chain(["ipc-channel"]).chain(SOCKETS).chain(["floor: spin"]);
@@ -78,7 +82,11 @@ fn stream() -> Table {
             let batched = Case { batched: true, ..case.clone() };
             table.add(peer, &column, case);
             match peer {
-                "tokio-shm" => table.add("tokio-shm, feed and flush", &column, batched),
+                "tokio-shm" => {
+                    table.add("tokio-shm, feed and flush", &column, batched.clone());
+                    let alone = "tokio-shm, settings left alone";
+                    table.add(alone, &column, Case { peer: alone.to_owned(), batched: false, ..batched });
+                }
                 "ringfire" if bytes == 64 => table.add("ringfire, push_batch", &column, batched),
                 _ => {}
             }
@@ -103,12 +111,18 @@ fn fan_out() -> Table {
 
 fn blocked() -> Table {
     let mut table = Table::new("blocked", "A blocked sender goes on, 64 B", Unit::Time);
-    for (column, far_core) in [("one core", 0), ("two cores", 1)] {
-        let rows = ["tokio-shm", "iceoryx2", "ringfire", "floor: futex", "floor: eventfd + AsyncFd"];
-        for peer in rows {
+    let columns = [
+        ("one core, after 1 ms", 0, 1),
+        ("two cores, after 1 ms", 1, 1),
+        ("one core, after 50 ms", 0, 50),
+        ("two cores, after 50 ms", 1, 50),
+    ];
+    for (column, far_core, rest_ms) in columns {
+        for peer in ["tokio-shm", "iceoryx2", "ringfire", "floor: futex", "floor: eventfd + AsyncFd"] {
             let depth = if peer == "ringfire" { 2 } else { 1 };
-            let case = Case { depth, far_core, ..Case::new(Work::Blocked, peer, Mode::Parked, 64) };
-            table.add(peer, column, case);
+            let effort_ms = if rest_ms == 1 { 300 } else { 1_500 };
+            let case = Case::new(Work::Blocked, peer, Mode::Parked, 64);
+            table.add(peer, column, Case { depth, far_core, rest_ms, effort_ms, ..case });
         }
         for peer in ["zenoh SHM", "ipc-channel", "Unix stream", "Unix seqpacket"] {
             table.missing(peer, column, NO_DEPTH);
@@ -154,6 +168,36 @@ fn memory() -> Table {
             (peer, "subscriber, RSS", "rss_far"),
         ];
         table.add_figures(case, &figures);
+    }
+    table
+}
+
+fn micro() -> Table {
+    let mut table = Table::new("micro", "Parts of this crate beside what they are made of", Unit::Time);
+    let rows = [
+        ("pool, take and drop, 64 B", "pool_small"),
+        ("pool, take and drop, 1 MiB", "pool_large"),
+        ("pool, take and drop, 1 MiB, cold", "pool_cold"),
+        ("ArrayQueue, pop and push", "queue"),
+        ("pool, take and drop, two threads", "pool_two"),
+        ("ArrayQueue, two threads", "queue_two"),
+        ("event, notify and wait", "event"),
+        ("event, notify and wait_async", "event_async"),
+        ("event-listener, notify and wait", "event_listener"),
+        ("Notify, notify_one and notified", "notify"),
+        ("swap and compare-exchange", "swap_cas"),
+        ("event across threads, wait", "across_event"),
+        ("futex across threads", "across_futex"),
+        ("event across threads, wait_async", "across_event_async"),
+        ("Notify across threads", "across_notify"),
+        ("1 MiB written and read in one thread", "write_read"),
+    ];
+    let figures = rows.map(|(row, figure)| (row, "time", figure));
+    let case = Case { fars: 0, effort_ms: 3_000, ..Case::new(Work::Micro, "tokio-shm", Mode::Default, 64) };
+    table.add_figures(case, &figures);
+    for (row, fars) in [("loan and send, no subscriber", 0), ("loan and send, one awake subscriber", 1)] {
+        let case = Case { fars, ..Case::new(Work::PublisherSide, "tokio-shm", Mode::Awake, 64) };
+        table.add_figures(case, &[(row, "time", "ns")]);
     }
     table
 }

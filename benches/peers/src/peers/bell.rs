@@ -56,7 +56,7 @@ impl Bell for Futex {
         let memory = map(&shared_file(&case.dir.join(format!("{topic}.futex")), size), size);
         [0, 128].map(|offset| {
             // SAFETY: inside the mapping, aligned, zeroed by the kernel, never unmapped, accessed atomically only.
-            Self(unsafe { &*memory.add(offset).cast::<AtomicU32>() })
+            Self(unsafe { &*memory.wrapping_add(offset).cast::<AtomicU32>() })
         })
     }
 

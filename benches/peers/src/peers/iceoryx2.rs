@@ -40,7 +40,8 @@ impl Tx for Publisher {
     async fn open(case: &Case, name: &'static str) -> Self {
         let topic = Topic::open(case, name);
         let port = topic.messages.publisher_builder().initial_max_slice_len(case.size);
-        let port = port.max_loaned_samples(2).backpressure_strategy(BackpressureStrategy::RetryUntilDelivered);
+        let port =
+            port.max_loaned_samples(2).backpressure_strategy(BackpressureStrategy::RetryUntilDelivered);
         let port = port.create().expect("publisher");
         let notifier = topic.bell.as_ref().map(|bell| bell.notifier_builder().create().expect("notifier"));
         Self { port, notifier, topic }
@@ -127,7 +128,8 @@ struct Topic {
 
 impl Topic {
     fn open(case: &Case, name: &str) -> Self {
-        let node = NodeBuilder::new().config(&config(&case.dir)).signal_handling_mode(SignalHandlingMode::Disabled);
+        let node =
+            NodeBuilder::new().config(&config(&case.dir)).signal_handling_mode(SignalHandlingMode::Disabled);
         let node = node.create::<Service>().expect("node");
         let service = name.try_into().expect("a plain name");
         let messages = retry(|| {

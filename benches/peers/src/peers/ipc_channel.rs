@@ -4,7 +4,8 @@ use std::fs;
 use std::path::PathBuf;
 
 use ipc_channel::ipc::{
-    IpcBytesReceiver, IpcBytesSender, IpcOneShotServer, IpcReceiver, IpcSender, IpcSharedMemory, bytes_channel, channel,
+    IpcBytesReceiver, IpcBytesSender, IpcOneShotServer, IpcReceiver, IpcSender, IpcSharedMemory,
+    bytes_channel, channel,
 };
 
 use super::{Peer, Rx, Tx, until_some};
@@ -75,7 +76,8 @@ impl Rx for Receiving {
         let take = |nth| fs::rename(offered(case, topic, nth), &taken).ok();
         until_some(|| (0..case.fars).find_map(take)).await;
         let sender = IpcSender::connect(fs::read_to_string(&taken).expect("read")).expect("connect");
-        let ((small_tx, small), (large_tx, large)) = (bytes_channel().expect("channel"), channel().expect("channel"));
+        let ((small_tx, small), (large_tx, large)) =
+            (bytes_channel().expect("channel"), channel().expect("channel"));
         sender.send((small_tx, large_tx)).expect("offer");
         Self { small, large, is_large: case.size >= LARGE }
     }

@@ -16,8 +16,9 @@ use crate::process::Side;
 use crate::work;
 
 pub(crate) use self::bell::eventfds;
-pub(crate) use self::zenoh::sweep;
 use self::bell::{AsyncBell, Blocking, Futex, Spin};
+pub(crate) use self::tokio_shm::runtime_dir;
+pub(crate) use self::zenoh::sweep;
 
 /// The topic from the sending process to the receiving ones, and the one back.
 pub(crate) const OUT: &str = "out";
@@ -87,7 +88,8 @@ macro_rules! peers {
 }
 
 peers! {
-    "tokio-shm" => tokio_shm::TokioShm,
+    "tokio-shm" => tokio_shm::TokioShm<true>,
+    "tokio-shm, settings left alone" => tokio_shm::TokioShm<false>,
     "iceoryx2" => iceoryx2::Iceoryx2,
     "ringfire" => ringfire::Ringfire,
     "zenoh SHM" => zenoh::Zenoh,

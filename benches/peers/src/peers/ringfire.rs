@@ -4,7 +4,8 @@
 use std::path::PathBuf;
 
 use ringfire::{
-    BlobConsumer, BlobProducer, CleanupMode, FlowControl, FutexWait, RingConsumer, RingProducer, RingProducerBuilder,
+    BlobConsumer, BlobProducer, CleanupMode, FlowControl, FutexWait, RingConsumer, RingProducer,
+    RingProducerBuilder,
 };
 
 use super::{Peer, Rx, Tx, until_some};

@@ -10,24 +10,30 @@ use super::{Peer, Rx, Tx};
 use crate::case::{Case, Mode};
 use crate::payload;
 
-pub(crate) struct TokioShm;
+/// Sizes up to this one share segments.
+const SHARED: usize = 16 << 10;
+/// Large messages that may be accepted beyond those that the subscriber has room for.
+const QUEUE: u32 = 1;
 
-impl Peer for TokioShm {
-    type Tx = Publisher;
+/// With settings that fit the work, or those that nobody has touched.
+pub(crate) struct TokioShm<const FITTED: bool>;
+
+impl<const FITTED: bool> Peer for TokioShm<FITTED> {
+    type Tx = Publisher<FITTED>;
     type Rx = Subscriber;
 }
 
-/// Messages that may be accepted beyond those that its subscriber has room for.
-const QUEUE: u32 = 8;
+pub(crate) struct Publisher<const FITTED: bool>(ShmPublisher);
 
-pub(crate) struct Publisher(ShmPublisher);
-
-impl Tx for Publisher {
+impl<const FITTED: bool> Tx for Publisher<FITTED> {
     async fn open(case: &Case, topic: &'static str) -> Self {
-        // A slot for each message that may be accepted, on its link or held: none is given up and made again.
-        let pool = ShmPoolConfig::new().max_idle_per_size(case.depth + QUEUE as usize + 1);
-        let builder = ShmPublisher::builder(topic).runtime_dir(runtime_dir(case));
-        Self(builder.queue(QUEUE).pool(pool).bind().expect("bind"))
+        let mut builder = ShmPublisher::builder(topic).runtime_dir(runtime_dir(case));
+        if FITTED && case.size > SHARED {
+            // Large ones: few under way, so that they stay in the cache, and none of them given up and made again.
+            let pool = ShmPoolConfig::new().max_idle_per_size(case.depth + QUEUE as usize + 2);
+            builder = builder.queue(QUEUE).pool(pool);
+        }
+        Self(builder.bind().expect("bind"))
     }
 
     async fn connected(&mut self, receivers: usize) {
@@ -73,7 +79,7 @@ impl Rx for Subscriber {
 }
 
 /// Only its owner may enter, or it is refused.
-fn runtime_dir(case: &Case) -> PathBuf {
+pub(crate) fn runtime_dir(case: &Case) -> PathBuf {
     let dir = case.dir.join("tokio-shm");
     let _ = std::fs::create_dir(&dir);
     std::fs::set_permissions(&dir, std::fs::Permissions::from_mode(0o700)).expect("mode");

@@ -9,9 +9,7 @@ use zenoh::handlers::{FifoChannel, FifoChannelHandler};
 use zenoh::pubsub::{Publisher as Declared, Subscriber as DeclaredSubscriber};
 use zenoh::qos::CongestionControl;
 use zenoh::sample::Sample;
-use zenoh::shm::{
-    BlockOn, GarbageCollect, PosixShmProviderBackend, ShmProvider, ShmProviderBuilder,
-};
+use zenoh::shm::{BlockOn, GarbageCollect, PosixShmProviderBackend, ShmProvider, ShmProviderBuilder};
 use zenoh::{Config, Session, Wait as _};
 
 use super::{BACK, OUT, Peer, Rx, Tx, until_some};

@@ -12,7 +12,8 @@ const LOCK: &str = include_str!("../../Cargo.lock");
 /// In Markdown.
 pub(crate) fn markdown(rounds: usize) -> String {
     let uname = uname();
-    let versions: Vec<_> = PEERS.iter().filter_map(|name| Some(format!("{name} {}", version(name)?))).collect();
+    let versions: Vec<_> =
+        PEERS.iter().filter_map(|name| Some(format!("{name} {}", version(name)?))).collect();
     format!(
         "{cpu}, {cores} cores; Linux {kernel}; {date}; medians of {rounds} rounds.\n{versions}; {rustc}.\n",
         cpu = cpu(),

@@ -2,7 +2,9 @@
 
 pub(crate) mod docs;
 pub(crate) mod machine;
+pub(crate) mod plot;
 pub(crate) mod table;
+pub(crate) mod targets;
 pub(crate) mod unit;
 
 /// One figure of one run of a case.

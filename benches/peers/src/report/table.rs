@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use super::unit::{Unit, digits};
 use super::Measured;
+use super::unit::{Unit, digits};
 use crate::case::Case;
 use crate::stats::median;
 
@@ -120,7 +120,8 @@ impl Table {
 
     /// In Markdown, with its notes.
     pub(crate) fn markdown(&self) -> String {
-        let mut text = format!("| | {} |\n|---|{}\n", self.columns.join(" | "), "---|".repeat(self.columns.len()));
+        let mut text =
+            format!("| | {} |\n|---|{}\n", self.columns.join(" | "), "---|".repeat(self.columns.len()));
         for row in &self.rows {
             let cells: Vec<_> = self.columns.iter().map(|column| self.show(row, column)).collect();
             let _ = writeln!(text, "| {row} | {} |", cells.join(" | "));
@@ -146,7 +147,9 @@ impl Table {
             let mut tails: Vec<_> = job.figures(tail).into_iter().flatten().collect();
             let _ = write!(text, ", p99 {}", self.unit.show(median(&mut tails)));
         }
-        if row != OURS && let Some(ratio) = self.ratio(row, column, (OURS, column)) {
+        if row != OURS
+            && let Some(ratio) = self.ratio(row, column, (OURS, column))
+        {
             let _ = write!(text, ", ×{}", digits(ratio));
         }
         text

@@ -48,3 +48,15 @@ pub(crate) fn size(bytes: usize) -> String {
         _ => format!("{} MiB", bytes >> 20),
     }
 }
+
+/// What [`size`] has written.
+pub(crate) fn parse_size(text: &str) -> Option<f64> {
+    let (number, unit) = text.split_once(' ')?;
+    let scale = match unit {
+        "B" => 1.0,
+        "KiB" => 1024.0,
+        "MiB" => 1048576.0,
+        _ => return None,
+    };
+    Some(number.parse::<f64>().ok()? * scale)
+}

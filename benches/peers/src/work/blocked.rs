@@ -1,6 +1,6 @@
 //! From room being made to a blocked sender going on.
 //!
-//! The receiver lets the sender run into it, waits until it must be asleep, writes down the time, makes room for one
+//! The receiver lets the sender run into it, waits for a given time, writes down when it is, makes room for one
 //! message; the sender writes down when its send returns.
 
 use std::sync::atomic::Ordering;
@@ -13,8 +13,8 @@ use crate::peers::{OUT, Peer, Rx, Tx};
 use crate::report::Measured;
 use crate::stats::{median, quantile};
 
-/// Until a blocked sender sleeps as deeply as it ever will.
-const ASLEEP: Duration = Duration::from_millis(3);
+/// A sender that has not sent anything for so long is blocked.
+const STUCK: Duration = Duration::from_millis(100);
 /// The first ones are for warming up.
 const SKIP: usize = 5;
 
@@ -48,13 +48,13 @@ pub(super) async fn far<P: Peer>(case: &Case, board: &Board) -> Vec<Measured> {
     board.sent.reaches(1).await;
     loop {
         let sent = board.sent.get();
-        tokio::time::sleep(ASLEEP * 20).await;
+        tokio::time::sleep(STUCK).await;
         if board.sent.get() == sent {
             break board.phase.set(sent + 1);
         }
     }
     for nth in 0..repetitions(case) {
-        std::thread::sleep(ASLEEP);
+        std::thread::sleep(Duration::from_millis(case.rest_ms));
         out.free(|| board.stamps[nth].store(now_ns(), Ordering::Release)).await;
     }
     while out.recv(crate::payload::read).await != END {}
@@ -63,5 +63,5 @@ pub(super) async fn far<P: Peer>(case: &Case, board: &Board) -> Vec<Measured> {
 }
 
 fn repetitions(case: &Case) -> usize {
-    ((case.effort_ms / 4) as usize).clamp(SKIP + 10, STAMPS)
+    ((case.effort_ms / case.rest_ms) as usize).clamp(SKIP + 15, STAMPS / 2)
 }

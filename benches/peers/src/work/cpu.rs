@@ -60,17 +60,18 @@ struct Usage {
 }
 
 impl Usage {
+    /// This process comes last here and first at the end: looking takes time, too.
     fn now(near: u32, far: u32) -> Self {
-        let pids = [near, far];
-        Self { pids, used: pids.map(nanoseconds), at: Instant::now() }
+        let (other, own) = (nanoseconds(far), nanoseconds(near));
+        Self { pids: [near, far], used: [own, other], at: Instant::now() }
     }
 
     /// In percent of a core.
     fn until_now(self, names: [&str; 2], measured: &mut Vec<Measured>) {
         let wall = self.at.elapsed().as_nanos() as f64;
-        for side in 0..2 {
-            let used = nanoseconds(self.pids[side]).saturating_sub(self.used[side]);
-            measured.push(Measured::new(names[side], used as f64 / wall * 100.0));
+        for ((pid, used), name) in self.pids.into_iter().zip(self.used).zip(names) {
+            let used = nanoseconds(pid).saturating_sub(used);
+            measured.push(Measured::new(name, used as f64 / wall * 100.0));
         }
     }
 }

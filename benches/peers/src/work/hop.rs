@@ -46,10 +46,7 @@ pub(super) async fn near<P: Peer>(case: &Case, board: &Board) -> Vec<Measured> {
     }
     out.send(case.size, END).await;
     board.ended.reaches(case.fars as u64).await;
-    vec![
-        Measured::new("ns", median(&mut blocks)),
-        Measured::new("p99_ns", quantile(&mut single, 0.99)),
-    ]
+    vec![Measured::new("ns", median(&mut blocks)), Measured::new("p99_ns", quantile(&mut single, 0.99))]
 }
 
 struct Trips<'a, P: Peer> {

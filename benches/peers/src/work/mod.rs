@@ -6,6 +6,8 @@ mod fan_out;
 mod first;
 mod hop;
 mod memory;
+mod micro;
+mod publisher_side;
 mod stream;
 
 use tokio::runtime::{Builder, Runtime};
@@ -19,6 +21,9 @@ use crate::report::Measured;
 /// Does one side of a case in this process.
 pub(crate) fn run<P: Peer>(case: &Case, side: Side) {
     settle(if side == Side::Near { 0 } else { case.far_core });
+    if case.work == Work::Micro {
+        return micro::near(case).iter().for_each(Measured::print);
+    }
     let board = Board::open(&case.dir);
     let runtime = runtime(P::MULTI_THREAD);
     let measured = runtime.block_on(async {
@@ -37,6 +42,9 @@ pub(crate) fn run<P: Peer>(case: &Case, side: Side) {
             (Work::First, Side::Far) => first::far::<P>(case, board).await,
             (Work::Memory, Side::Near) => memory::near::<P>(case, board).await,
             (Work::Memory, Side::Far) => memory::far::<P>(case, board).await,
+            (Work::PublisherSide, Side::Near) => publisher_side::near(case, board).await,
+            (Work::PublisherSide, Side::Far) => publisher_side::far(case, board).await,
+            (Work::Micro, _) => unreachable!("it has no other side"),
         }
     });
     measured.iter().for_each(Measured::print);
