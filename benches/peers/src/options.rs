@@ -13,7 +13,8 @@ usage: tokio-shm-peers [--quick] [--only NAME]... [--rounds N] [--docs DIR]
 #[derive(Debug)]
 pub(crate) struct Options {
     pub(crate) quick: bool,
-    only: Vec<String>,
+    /// All, if empty.
+    pub(crate) only: Vec<String>,
     pub(crate) rounds: usize,
     /// `None`: nothing is written.
     pub(crate) docs: Option<PathBuf>,

@@ -1,5 +1,7 @@
 //! Which tables there are, who takes part in each, and why somebody does not.
 
+use std::error::Error;
+
 use crate::case::{Case, Mode, Work};
 use crate::options::Options;
 use crate::report::table::Table;
@@ -19,16 +21,24 @@ const NO_DEPTH: &str =
     "Its room is a socket buffer in bytes, or none that can be set: there is no full subscriber to wait for";
 
 /// Those that were asked for.
-pub(crate) fn tables(options: &Options) -> Vec<Table> {
+///
+/// # Errors
+///
+/// One that was asked for is not there.
+pub(crate) fn tables(options: &Options) -> Result<Vec<Table>, Box<dyn Error>> {
     let all = [awake, parked_one_core, parked_two_cores, stream, fan_out, blocked, cpu, first, memory, micro];
-    let mut tables: Vec<_> =
-        all.iter().map(|table| table()).filter(|table| options.wants(table.name)).collect();
+    let mut tables: Vec<_> = all.iter().map(|table| table()).collect();
+    let names: Vec<_> = tables.iter().map(|table| table.name).collect();
+    if let Some(unknown) = options.only.iter().find(|only| !names.contains(&only.as_str())) {
+        return Err(format!("no table is called {unknown}; there are {}", names.join(", ")).into());
+    }
+    tables.retain(|table| options.wants(table.name));
     if options.quick {
         for job in tables.iter_mut().flat_map(|table| &mut table.jobs) {
             job.case.effort_ms /= 3;
         }
     }
-    tables
+    Ok(tables)
 }
 
 /// One hop, both sides never sleeping.

@@ -10,10 +10,10 @@ use crate::{plan, process, scratch};
 
 /// # Errors
 ///
-/// The document cannot be written. A case that fails is shown as such.
+/// A table is asked for that is not there, or the document cannot be written. A case that fails is shown as such.
 pub(crate) fn run(options: &Options) -> Result<(), Box<dyn Error>> {
     scratch::sweep();
-    let mut tables = plan::tables(options);
+    let mut tables = plan::tables(options)?;
     for table in &mut tables {
         for round in 0..options.rounds {
             eprintln!(
@@ -28,7 +28,7 @@ pub(crate) fn run(options: &Options) -> Result<(), Box<dyn Error>> {
         println!("\n{}\n\n{}", table.title, table.markdown());
     }
     scratch::sweep();
-    let machine = machine::markdown(options.rounds);
+    let machine = machine::markdown(options);
     let targets = targets::markdown(&tables);
     println!("Targets\n\n{targets}\n{machine}");
     if let Some(docs) = &options.docs {

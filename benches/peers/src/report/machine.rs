@@ -4,22 +4,26 @@ use std::fs;
 
 use rustix::system::uname;
 
+use crate::options::Options;
+
 /// Peers whose version counts, as the lock file names them.
 const PEERS: [&str; 6] = ["tokio-shm", "iceoryx2", "ringfire", "zenoh", "ipc-channel", "tokio"];
 
 const LOCK: &str = include_str!("../../Cargo.lock");
 
 /// In Markdown.
-pub(crate) fn markdown(rounds: usize) -> String {
+pub(crate) fn markdown(options: &Options) -> String {
     let uname = uname();
     let versions: Vec<_> =
         PEERS.iter().filter_map(|name| Some(format!("{name} {}", version(name)?))).collect();
     format!(
-        "{cpu}, {cores} cores; Linux {kernel}; {date}; medians of {rounds} rounds.\n{versions}; {rustc}.\n",
+        "{cpu}, {cores} cores; Linux {kernel}; {date}; medians of {rounds} rounds{shortened}.\n{versions}; {rustc}.\n",
         cpu = cpu(),
         cores = std::thread::available_parallelism().map_or(0, usize::from),
         kernel = uname.release().to_string_lossy(),
         date = date(),
+        rounds = options.rounds,
+        shortened = if options.quick { ", shortened" } else { "" },
         versions = versions.join(", "),
         rustc = env!("RUSTC_VERSION"),
     )

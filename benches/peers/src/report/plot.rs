@@ -63,7 +63,8 @@ pub(crate) fn draw(plot: &Plot<'_>, file: &Path) -> Result<(), Box<dyn Error>> {
         .light_line_style(RGBColor(240, 240, 240))
         .x_desc(plot.across)
         .y_desc(plot.up)
-        .x_label_formatter(&|value| super::unit::digits(*value))
+        .label_style(("sans-serif", 15))
+        .x_label_formatter(&|value| format!("{value}"))
         .y_label_formatter(&|value| format!("{value}"))
         .draw()?;
     for ((row, points), colour) in lines.iter().zip(COLOURS.iter().cycle()) {
@@ -76,6 +77,7 @@ pub(crate) fn draw(plot: &Plot<'_>, file: &Path) -> Result<(), Box<dyn Error>> {
     chart
         .configure_series_labels()
         .position(SeriesLabelPosition::UpperLeft)
+        .label_font(("sans-serif", 15))
         .background_style(WHITE.mix(0.85))
         .border_style(RGBColor(200, 200, 200))
         .draw()?;
