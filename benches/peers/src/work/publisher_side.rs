@@ -1,0 +1,49 @@
+//! The publisher's side of a stream alone: loan, write and send, with no subscriber, and with one in another process
+//! that never sleeps and drops what it cannot keep up with.
+
+use std::time::{Duration, Instant};
+
+use tokio_shm::{BusyPoll, OnFull, ShmPublisher, ShmSubscriber};
+
+use crate::board::Board;
+use crate::case::Case;
+use crate::payload;
+use crate::peers::{OUT, runtime_dir};
+use crate::report::Measured;
+use crate::stats::median;
+
+const BLOCK: u64 = 4096;
+
+pub(super) async fn near(case: &Case, board: &Board) -> Vec<Measured> {
+    let builder = ShmPublisher::builder(OUT).runtime_dir(runtime_dir(case));
+    let publisher = builder.on_full(OnFull::DropOldest).bind().expect("bind");
+    publisher.wait_for_subscribers(case.fars).await;
+    let mut times = Vec::new();
+    let start = Instant::now();
+    while start.elapsed() < Duration::from_millis(case.effort_ms) || times.len() < 5 {
+        let from = Instant::now();
+        for number in 1..=BLOCK {
+            let mut loan = publisher.loan(case.size).await.expect("loan");
+            payload::write(&mut loan, number);
+            publisher.send(loan).await.expect("send");
+        }
+        times.push(from.elapsed().as_nanos() as f64 / BLOCK as f64);
+    }
+    board.phase.set(1);
+    board.ended.reaches(case.fars as u64).await;
+    vec![Measured::new("ns", median(&mut times))]
+}
+
+pub(super) async fn far(case: &Case, board: &Board) -> Vec<Measured> {
+    let builder = ShmSubscriber::builder(OUT).runtime_dir(runtime_dir(case)).busy_poll(BusyPoll::Always);
+    let mut subscriber = builder.connect().expect("connect");
+    while board.phase.get() == 0 {
+        // Lagging is what it is here for.
+        let received = tokio::time::timeout(Duration::from_millis(20), subscriber.recv()).await;
+        if let Ok(Ok(sample)) = received {
+            payload::read(&sample);
+        }
+    }
+    board.ended.add(1);
+    Vec::new()
+}
