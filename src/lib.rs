@@ -85,6 +85,8 @@ mod sys;
 mod topic;
 
 #[cfg(all(feature = "zenoh", not(tokio_shm_loom)))]
+pub mod bridge;
+#[cfg(all(feature = "zenoh", not(tokio_shm_loom)))]
 pub mod zenoh;
 
 #[cfg(not(tokio_shm_loom))]
