@@ -23,6 +23,9 @@ const ARENA: usize = 64 << 20;
 const BATCHES: usize = 15;
 const BATCH: Duration = Duration::from_millis(15);
 
+/// What is measured, once.
+type Call<'a> = Box<dyn FnMut() + 'a>;
+
 fn main() {
     // `cargo test` runs benches too.
     if std::env::args().any(|argument| argument == "--test") {
@@ -40,27 +43,24 @@ fn main() {
     for (name, size) in SIZES {
         let bare = ShmSegmentPool::new(config());
         let cold = cold_pool(size);
-        let mut contenders: [(&str, Box<dyn FnMut() + '_>); 6] = [
-            ("pool", Box::new(|| drop(black_box(pool.alloc(black_box(size)).wait().unwrap())))),
-            ("talc", Box::new(|| collecting(&talc, size))),
-            ("buddy", Box::new(|| collecting(&buddy, size))),
-            ("heap", Box::new(|| collecting(&heap, size))),
-            ("warm", Box::new(|| drop(black_box(bare.try_take(black_box(size)).unwrap())))),
-            ("cold", Box::new(|| drop(black_box(cold.try_take(black_box(size)).unwrap())))),
+        let mut contenders: [Call<'_>; 6] = [
+            Box::new(|| drop(black_box(pool.alloc(black_box(size)).wait().unwrap()))),
+            Box::new(|| collecting(&talc, size)),
+            Box::new(|| collecting(&buddy, size)),
+            Box::new(|| collecting(&heap, size)),
+            Box::new(|| drop(black_box(bare.try_take(black_box(size)).unwrap()))),
+            Box::new(|| drop(black_box(cold.try_take(black_box(size)).unwrap()))),
         ];
         let figures = in_turns(&mut contenders);
         let cells: Vec<_> = figures.iter().map(|&figure| time(figure)).collect();
         println!("{name} | {} | {:.0}", cells.join(" | "), figures[5] / figures[4]);
     }
     println!("\nmaking a provider | pool | talc | buddy | heap\n--- | ---: | ---: | ---: | ---:");
-    let mut makers: [(&str, Box<dyn FnMut()>); 4] = [
-        ("pool", Box::new(|| drop(black_box(PoolBackend::new(config()).unwrap().into_provider())))),
-        ("talc", Box::new(|| drop(black_box(PosixShmProviderBackendTalc::builder(ARENA).wait().unwrap())))),
-        ("buddy", Box::new(|| drop(black_box(PosixShmProviderBackendBuddy::builder(ARENA).wait().unwrap())))),
-        (
-            "heap",
-            Box::new(|| drop(black_box(PosixShmProviderBackendBinaryHeap::builder(ARENA).wait().unwrap()))),
-        ),
+    let mut makers: [Call<'_>; 4] = [
+        Box::new(|| drop(black_box(PoolBackend::new(config()).unwrap().into_provider()))),
+        Box::new(|| drop(black_box(PosixShmProviderBackendTalc::builder(ARENA).wait().unwrap()))),
+        Box::new(|| drop(black_box(PosixShmProviderBackendBuddy::builder(ARENA).wait().unwrap()))),
+        Box::new(|| drop(black_box(PosixShmProviderBackendBinaryHeap::builder(ARENA).wait().unwrap()))),
     ];
     let cells: Vec<_> = in_turns(&mut makers).iter().map(|&figure| time(figure)).collect();
     println!("64 MiB | {}", cells.join(" | "));
@@ -81,10 +81,10 @@ fn collecting<B: ShmProviderBackend>(provider: &ShmProvider<B>, size: usize) {
 }
 
 /// Nanoseconds a call, of each.
-fn in_turns(contenders: &mut [(&str, Box<dyn FnMut() + '_>)]) -> Vec<f64> {
+fn in_turns(contenders: &mut [Call<'_>]) -> Vec<f64> {
     let mut batches = vec![Vec::with_capacity(BATCHES); contenders.len()];
     for round in 0..=BATCHES {
-        for ((_, call), batches) in contenders.iter_mut().zip(&mut batches) {
+        for (call, batches) in contenders.iter_mut().zip(&mut batches) {
             let (mut calls, begin) = (0_u32, Instant::now());
             while begin.elapsed() < BATCH {
                 // A look at the clock for every few calls, and for slow ones after each.

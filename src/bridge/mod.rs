@@ -1,4 +1,4 @@
-//! Local topics beyond one machine: a bridge between them and [zenoh](::zenoh) key expressions.
+//! Local topics beyond one machine: a bridge between them and [zenoh] key expressions.
 //!
 //! One bridge a host, each with the routes that concern it; on the other side may be another bridge or any zenoh program.
 //! The command `tokio-shm bridge` is this and an argument parser.
@@ -29,7 +29,7 @@
 //! - **Backpressure.** With [`Congestion::Wait`] a full subscriber on one host makes the publisher on the other wait, through both
 //!   bridges. With [`Congestion::Drop`] messages are dropped and counted.
 //! - **No echo.** What a bridge puts into a topic no bridge takes out again, and a message whose publisher is on this host
-//!   is not put into the topic a second time, by whatever way it came back.
+//!   is not put into a topic here, by whatever way it came back.
 //! - **Reconnection.** A session that the bridge opened connects again for ever, to routers and peers that come back.
 //!
 //! # What is copied
@@ -75,6 +75,9 @@ use crate::zenoh::{PoolBackend, shm_clients};
 use crate::{OnFull, ShmPoolConfig, ShmSubscriber};
 
 type SharedMemory = Arc<ShmProvider<PoolBackend>>;
+
+/// How long [`Bridge::close`] waits for what is under way, and then for what the session's end should have ended.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Messages that wait in zenoh's channel for each route.
 const CHANNEL: usize = 64;
@@ -150,19 +153,27 @@ impl Bridge {
     /// Stops: what was received from zenoh is on its links then, what was taken from local topics is zenoh's. A session
     /// that the bridge opened is closed.
     ///
+    /// Where the other side takes nothing, it waits for five seconds, and leaves the rest: it is counted nowhere but in the gap
+    /// that the other bridge sees.
+    ///
     /// # Cancel safety
     ///
     /// The bridge goes on stopping in the background.
     pub async fn close(self) -> BridgeStats {
-        let Self { session, own_session, counters, stop, running } = self;
+        let Self { session, own_session, counters, stop, mut running } = self;
         let _ = stop.send(true);
-        if let Err(error) = running.await
-            && error.is_panic()
-        {
-            std::panic::resume_unwind(error.into_panic());
-        }
+        let mut stopped = tokio::time::timeout(PATIENCE, &mut running).await;
         if own_session && let Err(error) = session.close().await {
             tracing::warn!(%error, "zenoh's session did not close well");
+        }
+        if stopped.is_err() {
+            // A put that waited for the session ends with it.
+            stopped = tokio::time::timeout(PATIENCE, &mut running).await;
+        }
+        match stopped {
+            Ok(Err(error)) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+            Ok(_) => {}
+            Err(_) => tracing::warn!("the bridge did not stop in time: zenoh takes nothing"),
         }
         counters.read()
     }

@@ -203,14 +203,13 @@ impl PoolBackend {
 /// Bytes to take so that a slot has the layout's size and alignment; `None` where that cannot be.
 pub(super) fn bytes_for(layout: &MemoryLayout) -> Option<usize> {
     let (size, alignment) = (layout.size().get(), layout.alignment().get_alignment_value().get());
-    match alignment {
-        ..=GRAIN => Some(size),
-        // A slot of a segment of its own begins with a page; of those that share one, slots of a power of two are aligned to
-        // their size.
-        ..=LARGEST_ALIGNMENT if size > SMALL_MAX => Some(size),
-        ..=LARGEST_ALIGNMENT => Some(size.max(alignment).next_power_of_two()),
-        _ => None,
+    if alignment <= GRAIN {
+        return Some(size);
     }
+    // A slot of a segment of its own begins with a page; of those that share one, slots of a power of two are aligned to their
+    // size.
+    let aligned = || if size > SMALL_MAX { size } else { size.max(alignment).next_power_of_two() };
+    (alignment <= LARGEST_ALIGNMENT).then(aligned)
 }
 
 /// What zenoh's policies go by: they wait after `OutOfMemory`, and give up after `Other`.

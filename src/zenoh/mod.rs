@@ -1,4 +1,4 @@
-//! The pool inside [zenoh](::zenoh): a shared-memory provider for senders, and what receivers attach to it with.
+//! The pool inside [zenoh]: a shared-memory provider for senders, and what receivers attach to it with.
 //!
 //! A zenoh program changes one line where it makes its provider, and from then on what it allocates comes from a
 //! [`ShmSegmentPool`](crate::ShmSegmentPool):
