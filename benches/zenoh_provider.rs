@@ -3,7 +3,8 @@
 //! warm (taken and put back), and their ratio. Prints tables in Markdown.
 //!
 //! All are measured in turns, in one run; each figure is the median of 15 batches. Left out: writing the bytes, receivers, waiting
-//! at the cap. zenoh's backends collect when their arena (64 MiB) is full, and the pool's when nothing is idle.
+//! at the cap. zenoh's backends collect, and put together what is free, when their arena (64 MiB) is full; the pool's when nothing
+//! is idle.
 #![allow(clippy::print_stdout)] // its results
 
 use std::hint::black_box;
@@ -13,7 +14,7 @@ use tokio_shm::zenoh::PoolBackend;
 use tokio_shm::{Backing, ShmPoolConfig, ShmSegmentPool};
 use zenoh::Wait as _;
 use zenoh::shm::{
-    GarbageCollect, PosixShmProviderBackendBinaryHeap, PosixShmProviderBackendBuddy,
+    Defragment, GarbageCollect, PosixShmProviderBackendBinaryHeap, PosixShmProviderBackendBuddy,
     PosixShmProviderBackendTalc, ShmProvider, ShmProviderBackend, ShmProviderBuilder,
 };
 
@@ -31,16 +32,18 @@ fn main() {
     if std::env::args().any(|argument| argument == "--test") {
         return;
     }
-    let pool = PoolBackend::new(config()).unwrap().into_provider();
-    let talc =
-        ShmProviderBuilder::backend(PosixShmProviderBackendTalc::builder(ARENA).wait().unwrap()).wait();
-    let buddy =
-        ShmProviderBuilder::backend(PosixShmProviderBackendBuddy::builder(ARENA).wait().unwrap()).wait();
-    let heap =
-        ShmProviderBuilder::backend(PosixShmProviderBackendBinaryHeap::builder(ARENA).wait().unwrap()).wait();
     println!("alloc + drop | pool | talc | buddy | heap | bare pool, warm | bare pool, cold | cold ÷ warm");
     println!("--- | ---: | ---: | ---: | ---: | ---: | ---: | ---:");
     for (name, size) in SIZES {
+        // New ones for each size: an arena that has been cut up for small ones is slower for large ones.
+        let pool = PoolBackend::new(config()).unwrap().into_provider();
+        let talc =
+            ShmProviderBuilder::backend(PosixShmProviderBackendTalc::builder(ARENA).wait().unwrap()).wait();
+        let buddy =
+            ShmProviderBuilder::backend(PosixShmProviderBackendBuddy::builder(ARENA).wait().unwrap()).wait();
+        let heap =
+            ShmProviderBuilder::backend(PosixShmProviderBackendBinaryHeap::builder(ARENA).wait().unwrap())
+                .wait();
         let bare = ShmSegmentPool::new(config());
         let cold = cold_pool(size);
         let mut contenders: [Call<'_>; 6] = [
@@ -77,7 +80,9 @@ fn cold_pool(size: usize) -> ShmSegmentPool {
 }
 
 fn collecting<B: ShmProviderBackend>(provider: &ShmProvider<B>, size: usize) {
-    drop(black_box(provider.alloc(black_box(size)).with_policy::<GarbageCollect>().wait().unwrap()));
+    drop(black_box(
+        provider.alloc(black_box(size)).with_policy::<Defragment<GarbageCollect>>().wait().unwrap(),
+    ));
 }
 
 /// Nanoseconds a call, of each.

@@ -6,6 +6,7 @@
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::fmt;
+use std::hash::{BuildHasherDefault, Hasher};
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicIsize, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
@@ -46,8 +47,8 @@ struct Inner {
     pool: ShmSegmentPool,
     scheme: Scheme,
     given: Arc<Given>,
-    /// What zenoh has: by segment and chunk number. As many as there are buffers out.
-    out: Mutex<HashMap<(u32, u32), Arc<Slot>>>,
+    /// What zenoh has, by segment and chunk number ([`key`]). As many as there are buffers out.
+    out: Mutex<HashMap<u64, Arc<Slot>, BuildHasherDefault<Spread>>>,
     let_go: Arc<LetGo>,
     collector: OnceLock<Arc<Collector>>,
 }
@@ -168,8 +169,7 @@ impl PoolBackend {
         let slot = taken.map_err(refused)?.into_slot();
         match self.describe(&slot) {
             Ok(chunk) => {
-                let key = (chunk.descriptor.segment, chunk.descriptor.chunk);
-                self.inner.out.lock().insert(key, slot);
+                self.inner.out.lock().insert(key(&chunk.descriptor), slot);
                 Ok(chunk)
             }
             Err(error) => {
@@ -198,6 +198,10 @@ impl PoolBackend {
             PtrInSegment::new(start, Arc::new(handle)),
         ))
     }
+}
+
+fn key(chunk: &ChunkDescriptor) -> u64 {
+    u64::from(chunk.segment) << 32 | u64::from(chunk.chunk)
 }
 
 /// Bytes to take so that a slot has the layout's size and alignment; `None` where that cannot be.
@@ -241,12 +245,20 @@ impl ShmProviderBackend for PoolBackend {
     /// At once or not at all.
     fn alloc(&self, layout: &MemoryLayout) -> ChunkAllocResult {
         let len = bytes_for(layout).ok_or(ZAllocError::Other)?;
-        self.hand_out(self.inner.pool.try_take(len))
+        let pool = &self.inner.pool;
+        if let Ok(Some(idle)) = pool.take_idle(len) {
+            return self.hand_out(Ok(idle));
+        }
+        // The pool would come to it as well, past whoever else it collects from.
+        if let Some(collector) = self.inner.collector.get() {
+            collector.collect();
+        }
+        self.hand_out(pool.try_take(len))
     }
 
     /// The only way back into the pool: zenoh calls it when its count of holders, in all processes, is zero.
     fn free(&self, chunk: &ChunkDescriptor) {
-        let slot = self.inner.out.lock().remove(&(chunk.segment, chunk.chunk));
+        let slot = self.inner.out.lock().remove(&key(chunk));
         // Not of this backend, or freed already: then it is not ours to use again.
         let Some(slot) = slot else { return };
         self.inner.let_go.count.fetch_sub(1, Ordering::Relaxed);
@@ -335,6 +347,26 @@ impl Collect for Collector {
         {
             provider.garbage_collect();
         }
+    }
+}
+
+/// Hashes a key that we have made ourselves, in a few cycles: segments are numbered at random.
+#[derive(Default)]
+struct Spread(u64);
+
+impl Hasher for Spread {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|&byte| self.write_u64(self.0 ^ u64::from(byte)));
+    }
+
+    fn write_u64(&mut self, key: u64) {
+        // By the golden ratio, so that the upper bits depend on all; the table goes by the upper and the lower ones.
+        let product = key.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        self.0 = product ^ (product >> 32);
     }
 }
 
