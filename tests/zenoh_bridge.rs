@@ -404,7 +404,8 @@ async fn zenoh_bridges_go_on_after_their_router_restarts() {
     for _ in 0..2 {
         router.take().expect("a router").close().await.expect("close");
         until("the bridge knows", || {
-            publisher.try_send(b"").expect("send");
+            // Full, where the bridge is waiting for the connection to end.
+            let _ = publisher.try_send(b"");
             bridge_a.stats().unheard > 0
         })
         .await;
@@ -416,9 +417,9 @@ async fn zenoh_bridges_go_on_after_their_router_restarts() {
     let (stats_a, stats_b) = (bridge_a.close().await, bridge_b.close().await);
     assert!(stats_b.missed > 0, "{stats_b:?}");
     // The first that came through is the first that counts; from then on all are accounted for.
-    assert_eq!(stats_a.taken, publisher.stats().published);
-    let before = stats_a.taken - stats_b.injected - stats_b.missed;
-    assert!(before <= stats_a.unheard, "{stats_a:?} {stats_b:?}");
+    assert_eq!(stats_a.taken + stats_a.lagged, publisher.stats().published);
+    let before = publisher.stats().published - stats_b.injected - stats_b.missed;
+    assert!(before <= stats_a.unheard + stats_a.lagged, "{stats_a:?} {stats_b:?}");
     drop((publisher, subscriber));
     a.assert_empties();
     b.assert_empties();

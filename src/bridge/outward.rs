@@ -124,7 +124,7 @@ impl Outward {
             return;
         }
         count(&self.counters.taken, 1);
-        if !self.heard.load(Ordering::Acquire) {
+        if !self.is_heard() {
             count(&self.counters.unheard, 1);
             return;
         }
@@ -142,6 +142,21 @@ impl Outward {
                 tracing::warn!(key = %self.publisher.key_expr(), %error, "zenoh did not take a message");
             }
         }
+    }
+
+    /// Whether anybody subscribes.
+    ///
+    /// zenoh's listener may tell of an end and of a beginning in the wrong order, where a connection ends and the next one begins;
+    /// so before it is believed that nobody does, zenoh is asked.
+    fn is_heard(&self) -> bool {
+        if self.heard.load(Ordering::Acquire) {
+            return true;
+        }
+        let heard = self.publisher.matching_status().wait().is_ok_and(|status| status.matching());
+        if heard {
+            self.heard.store(true, Ordering::Release);
+        }
+        heard
     }
 
     /// The message as zenoh gets it: where the publisher wrote it, or in shared memory that zenoh's receivers can attach to.
