@@ -84,6 +84,8 @@ async fn recv(subscriber: &mut ShmSubscriber) -> Result<ShmSample, RecvError> {
 /// Sends empty messages until one has come through: from then on nothing is unheard.
 async fn greet(publisher: &ShmPublisher, subscriber: &mut ShmSubscriber) {
     within("greeting", async {
+        // What is sent before the bridge is there is not its to count.
+        publisher.wait_for_subscribers(1).await;
         loop {
             publisher.send(b"").await.expect("send");
             if let Ok(first) = tokio::time::timeout(Duration::from_millis(50), subscriber.recv()).await {

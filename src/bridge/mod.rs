@@ -251,8 +251,8 @@ impl BridgeBuilder {
 
     /// Opens the session, if none was given, and starts.
     ///
-    /// Topics without wildcard are open when this returns: what is sent to them after that is bridged or counted. Others are opened
-    /// when they are found in the runtime directory; what is sent before that is not seen.
+    /// Topics without wildcard are subscribed to when this returns. Others are when they are found in the runtime
+    /// directory; what their publishers sent before that is neither bridged nor counted.
     ///
     /// A session of the bridge's own tries to connect for ever, and lets a sender wait ten minutes for a connection
     /// that takes nothing before it gives that up (zenoh's default is five seconds).
