@@ -28,7 +28,10 @@
 //! - [`ShmSegmentPool`]: the pool by itself.
 //! - [`event`]: a sticky event for tasks and threads.
 //!
-//! There are no optional features.
+//! # Features
+//!
+//! - `zenoh`, off by default: `zenoh` and `bridge`, for when one machine is not enough. The pool as a shared-memory
+//!   provider of [zenoh](https://docs.rs/zenoh), topics bridged to zenoh key expressions, and the command `tokio-shm`.
 #![deny(unsafe_code)]
 // Loom runs the parts alone; what uses the rest of them is left out then.
 #![cfg_attr(tokio_shm_loom, allow(dead_code))]
@@ -81,6 +84,11 @@ mod subscriber;
 mod sys;
 #[cfg(not(tokio_shm_loom))]
 mod topic;
+
+#[cfg(all(feature = "zenoh", not(tokio_shm_loom)))]
+pub mod bridge;
+#[cfg(all(feature = "zenoh", not(tokio_shm_loom)))]
+pub mod zenoh;
 
 #[cfg(not(tokio_shm_loom))]
 pub use self::{

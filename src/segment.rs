@@ -4,9 +4,13 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+#[cfg(feature = "zenoh")]
+use std::sync::{Arc, OnceLock};
 
 use crate::budget::Reservation;
 use crate::sys::memory::{self, Backing, CreateOptions, Mapping, MemoryError};
+#[cfg(feature = "zenoh")]
+use crate::sys::named::{Given, Name, Scheme};
 
 /// Ids are never used twice in a process, so that a receiver can never mistake a new segment for an old one.
 static NEXT_ID: AtomicU64 = AtomicU64::new(1);
@@ -15,6 +19,9 @@ static NEXT_ID: AtomicU64 = AtomicU64::new(1);
 #[derive(Debug)]
 pub(crate) struct Segment {
     id: u64,
+    /// Given where receivers can find it in no other way. Before `fd`, whose lock says that the name is in use.
+    #[cfg(feature = "zenoh")]
+    name: OnceLock<Name>,
     mapping: Mapping,
     fd: OwnedFd,
     backing: Backing,
@@ -37,6 +44,8 @@ impl Segment {
         let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
         Ok(Self {
             id,
+            #[cfg(feature = "zenoh")]
+            name: OnceLock::new(),
             mapping,
             fd,
             backing: options.backing,
@@ -53,6 +62,20 @@ impl Segment {
 
     pub(crate) fn len(&self) -> u64 {
         self.reservation.len()
+    }
+
+    /// The object's name in `/dev/shm`, given at the first call and taken away with the object.
+    ///
+    /// # Errors
+    /// If it cannot have one: see [`Name::give`].
+    #[cfg(feature = "zenoh")]
+    pub(crate) fn name(&self, scheme: Scheme, given: &Arc<Given>) -> std::io::Result<&Name> {
+        if let Some(name) = self.name.get() {
+            return Ok(name);
+        }
+        // Two at once give two; the second goes again before anybody could have heard of it.
+        let name = Name::give(self.fd.as_fd(), scheme, given)?;
+        Ok(self.name.get_or_init(|| name))
     }
 
     pub(crate) fn backing(&self) -> Backing {

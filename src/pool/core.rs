@@ -215,6 +215,14 @@ impl PoolCore {
         Some(slot)
     }
 
+    /// Whether a slot for `len` bytes is idle just now.
+    #[cfg(feature = "zenoh")]
+    pub(crate) fn has_idle_for(&self, len: usize) -> bool {
+        class::class_of(len)
+            .and_then(|class| self.classes[class.index()].get())
+            .is_some_and(|state| state.idle.len() > 0)
+    }
+
     /// Looks everywhere for a slot: idle, released by subscribers, below the cap, or in the place of idle ones of
     /// other sizes.
     pub(crate) fn find(&self, class: ClassIndex) -> Found {

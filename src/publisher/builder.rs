@@ -34,6 +34,8 @@ pub struct ShmPublisherBuilder {
     runtime_dir: Option<PathBuf>,
     access: Access,
     runtime: Option<Handle>,
+    #[cfg(feature = "zenoh")]
+    id: Option<u128>,
 }
 
 impl ShmPublisherBuilder {
@@ -50,7 +52,16 @@ impl ShmPublisherBuilder {
             runtime_dir: None,
             access: Access::default(),
             runtime: None,
+            #[cfg(feature = "zenoh")]
+            id: None,
         }
+    }
+
+    /// The publisher's id, in place of a random one; it must never have been used.
+    #[cfg(feature = "zenoh")]
+    pub(crate) fn id(mut self, id: u128) -> Self {
+        self.id = Some(id);
+        self
     }
 
     /// The settings of the publisher's own pool.
@@ -171,6 +182,16 @@ impl ShmPublisherBuilder {
         bound
     }
 
+    #[cfg(feature = "zenoh")]
+    fn given_id(&self) -> Option<u128> {
+        self.id
+    }
+
+    #[cfg(not(feature = "zenoh"))]
+    fn given_id(&self) -> Option<u128> {
+        None
+    }
+
     fn bind_in(
         self,
         runtime_dir: &RuntimeDir,
@@ -183,7 +204,10 @@ impl ShmPublisherBuilder {
         };
         let directory = TopicDir::open(runtime_dir, &topic)?;
         directory.remove_stale()?;
-        let id = crate::sys::random::random_id().map_err(failed)?;
+        let id = match self.given_id() {
+            Some(id) => id,
+            None => crate::sys::random::random_id().map_err(failed)?,
+        };
         let (listener, place) = Published::new(directory, id)?;
         let listener = Arc::new(listener);
         let config = Config {

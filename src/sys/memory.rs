@@ -211,6 +211,20 @@ pub(crate) fn map_link_page(fd: BorrowedFd<'_>, len: usize) -> Result<Mapping, M
         .map_err(MemoryError::mapping(len))
 }
 
+/// Maps a POSIX object for reading and writing, as zenoh's receivers do.
+///
+/// Its maker is trusted not to shrink it: it cannot be sealed.
+///
+/// # Errors
+/// [`MemoryError::WrongSize`] and [`MemoryError::NotSharedMemory`] if it is not what `len` says.
+#[cfg(feature = "zenoh")]
+pub(crate) fn map_writable(fd: BorrowedFd<'_>, len: usize) -> Result<Mapping, MemoryError> {
+    check_len(len)?;
+    check_file(fd, len, true)?;
+    Mapping::new(fd, len, ProtFlags::READ | ProtFlags::WRITE, MapFlags::empty())
+        .map_err(MemoryError::mapping(len))
+}
+
 fn new_memfd(name: &std::ffi::CStr) -> Result<OwnedFd, MemoryError> {
     memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)
         .map_err(MemoryError::opening("creating a memfd"))

@@ -9,6 +9,8 @@ pub(crate) mod epoll_set;
 pub(crate) mod inotify;
 pub(crate) mod limits;
 pub(crate) mod memory;
+#[cfg(feature = "zenoh")]
+pub(crate) mod named;
 pub(crate) mod ownership;
 pub(crate) mod process;
 pub(crate) mod random;

@@ -217,7 +217,7 @@ fn publisher_name(id: u128) -> String {
 }
 
 /// Only what `publisher_name` makes; `from_str_radix` alone would take `+1` too.
-fn publisher_id(name: &str) -> Option<u128> {
+pub(crate) fn publisher_id(name: &str) -> Option<u128> {
     let id = u128::from_str_radix(name.strip_prefix(PUBLISHER_PREFIX)?, 16).ok()?;
     (publisher_name(id) == name).then_some(id)
 }

@@ -10,9 +10,13 @@ mod runtime_dir;
 mod watch;
 
 pub(crate) use directory::TopicDir;
+#[cfg(feature = "zenoh")]
+pub(crate) use directory::publisher_id as is_publisher_of;
 pub use error::DiscoveryError;
 pub use name::TopicError;
 pub(crate) use name::TopicName;
+#[cfg(feature = "zenoh")]
+pub(crate) use name::topic_of_components;
 pub(crate) use runtime_dir::RuntimeDir;
 pub use runtime_dir::RuntimeDirError;
 pub(crate) use watch::TopicWatch;

@@ -58,6 +58,14 @@ fn on_disk(part: &str) -> String {
     if part.is_empty() || part.starts_with(['.', '+']) { format!("+{part}") } else { part.to_owned() }
 }
 
+/// The topic that lives in the directory of these components; `None` for a directory that is none of ours.
+#[cfg(feature = "zenoh")]
+pub(crate) fn topic_of_components(components: &[String]) -> Option<String> {
+    let parts: Vec<_> = components.iter().map(|part| part.strip_prefix('+').unwrap_or(part)).collect();
+    let name = TopicName::new(&parts.join("/")).ok()?;
+    name.components().eq(components.iter().cloned()).then(|| name.as_str().to_owned())
+}
+
 /// A topic cannot have this name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]

@@ -37,7 +37,7 @@ impl RuntimeDir {
     }
 
     /// Where it is.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "zenoh"))]
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }

@@ -3,6 +3,9 @@
 #![allow(dead_code)] // Each test binary uses its own part.
 #![allow(clippy::print_stdout)] // It is how a child speaks to its parent.
 
+#[cfg(feature = "zenoh")]
+pub(crate) mod sessions;
+
 use std::future::Future;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::PermissionsExt;

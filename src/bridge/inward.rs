@@ -1,0 +1,189 @@
+//! The zenoh keys of one route to local topics.
+//!
+//! One task for all topics of the route, so that what waits in zenoh is bounded; a topic that makes it wait makes all of the route
+//! wait.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ::zenoh::handlers::FifoChannelHandler;
+use ::zenoh::pubsub::Subscriber;
+use ::zenoh::sample::{Sample, SampleKind};
+
+use super::attachment::Origin;
+use super::discovery::LocalPublishers;
+use super::stats::{Counters, count};
+use super::{Congestion, INJECTED, Route, Stop};
+use crate::topic::RuntimeDir;
+use crate::{BindError, OnFull, ShmPoolConfig, ShmPublisher};
+
+/// Publishers of other hosts whose numbers are followed, for each topic.
+const MAX_ORIGINS: usize = 256;
+
+/// How long the first message of a topic waits for those who wait for the topic.
+const FIRST_SUBSCRIBER: Duration = Duration::from_millis(200);
+
+/// What one route's task works with.
+pub(super) struct Inward {
+    pub(super) route: Route,
+    pub(super) samples: Subscriber<FifoChannelHandler<Sample>>,
+    pub(super) topics: Topics,
+    pub(super) local: LocalPublishers,
+    pub(super) counters: Arc<Counters>,
+}
+
+/// How local publishers are made.
+pub(super) struct Topics {
+    pub(super) runtime_dir: RuntimeDir,
+    pub(super) pool: ShmPoolConfig,
+    pub(super) congestion: Congestion,
+    pub(super) max_topics: usize,
+    pub(super) open: HashMap<String, Topic>,
+}
+
+pub(super) struct Topic {
+    publisher: ShmPublisher,
+    /// The next number of each publisher of other hosts.
+    expected: HashMap<u128, u64>,
+}
+
+/// What a message's number says.
+enum Arrival {
+    /// So many are missing before it.
+    New(u64),
+    Repeated,
+}
+
+impl Topics {
+    /// The topic's publisher, made at its first message.
+    pub(super) async fn open(&mut self, topic: &str) -> Result<&mut Topic, BindError> {
+        if !self.open.contains_key(topic) {
+            let awaited = self.runtime_dir.has_topic(topic);
+            let publisher = self.bind(topic)?;
+            if awaited {
+                // Somebody has the topic open, a subscriber most likely: he is to get the first message as well.
+                let _ = tokio::time::timeout(FIRST_SUBSCRIBER, publisher.wait_for_subscribers(1)).await;
+            }
+            self.open.insert(topic.to_owned(), Topic { publisher, expected: HashMap::new() });
+        }
+        Ok(self.open.get_mut(topic).expect("just put there"))
+    }
+
+    fn bind(&self, topic: &str) -> Result<ShmPublisher, BindError> {
+        let on_full = match self.congestion {
+            Congestion::Wait => OnFull::Wait,
+            Congestion::Drop => OnFull::DropOldest,
+        };
+        let id = INJECTED.new_id().map_err(|source| BindError::Io { topic: topic.to_owned(), source })?;
+        ShmPublisher::builder(topic)
+            .runtime_dir(self.runtime_dir.path())
+            .pool(self.pool.clone())
+            .on_full(on_full)
+            .id(id)
+            .bind()
+    }
+}
+
+impl Topic {
+    fn arrival(&mut self, origin: &Origin) -> Arrival {
+        let next = origin.seq.wrapping_add(1);
+        if let Some(expected) = self.expected.get_mut(&origin.publisher) {
+            if origin.seq < *expected {
+                return Arrival::Repeated;
+            }
+            let missing = origin.seq - *expected;
+            *expected = next;
+            return Arrival::New(missing);
+        }
+        if self.expected.len() >= MAX_ORIGINS {
+            // Any of them: one that comes back is counted from there on.
+            let some = self.expected.keys().next().copied();
+            some.map(|some| self.expected.remove(&some));
+        }
+        self.expected.insert(origin.publisher, next);
+        Arrival::New(0)
+    }
+}
+
+impl Inward {
+    /// Runs until the bridge stops or the session ends; then what was taken from zenoh is on its links.
+    pub(super) async fn run(mut self, mut stop: Stop) {
+        loop {
+            let sample = tokio::select! {
+                biased;
+                () = stop.stopped() => break,
+                sample = self.samples.recv_async() => sample,
+            };
+            // The session is closed.
+            let Ok(sample) = sample else { break };
+            count(&self.counters.received, 1);
+            tokio::select! {
+                biased;
+                () = self.inject(&sample) => {}
+                () = stop.stopped() => {
+                    count(&self.counters.refused, 1);
+                    break;
+                }
+            }
+        }
+        for (topic, Topic { publisher, .. }) in self.topics.open.drain() {
+            if let Err(error) = publisher.close().await {
+                tracing::warn!(%topic, %error);
+            }
+        }
+    }
+
+    /// Puts one message into its topic.
+    async fn inject(&mut self, sample: &Sample) {
+        let key = sample.key_expr().as_str();
+        let topic = match self.route.topic_of(key) {
+            Some(topic) if sample.kind() == SampleKind::Put => topic,
+            _ => return count(&self.counters.refused, 1),
+        };
+        let origin = sample.attachment().and_then(|bytes| Origin::decode(&bytes.to_bytes()));
+        if origin.is_some_and(|origin| self.local.read().contains(&origin.publisher)) {
+            return count(&self.counters.echoes, 1);
+        }
+        if self.topics.open.len() >= self.topics.max_topics && !self.topics.open.contains_key(&topic) {
+            tracing::warn!(%topic, "too many topics");
+            return count(&self.counters.refused, 1);
+        }
+        let open = match self.topics.open(&topic).await {
+            Ok(open) => open,
+            Err(error) => {
+                tracing::warn!(%key, %error, "no topic for a message");
+                return count(&self.counters.refused, 1);
+            }
+        };
+        match origin.map(|origin| open.arrival(&origin)) {
+            Some(Arrival::Repeated) => return count(&self.counters.repeated, 1),
+            Some(Arrival::New(missing)) => count(&self.counters.missed, missing),
+            None => {}
+        }
+        let payload = sample.payload();
+        let mut loan = match open.publisher.loan(payload.len()).await {
+            Ok(loan) => loan,
+            Err(error) => {
+                tracing::warn!(%topic, %error, "no memory for a message");
+                return count(&self.counters.refused, 1);
+            }
+        };
+        // The one copy: out of zenoh's buffers, or out of shared memory.
+        let mut at = 0;
+        for slice in payload.slices() {
+            loan[at..at + slice.len()].copy_from_slice(slice);
+            at += slice.len();
+        }
+        match open.publisher.send(loan).await {
+            Ok(()) => {
+                count(&self.counters.injected, 1);
+                count(&self.counters.injected_bytes, at as u64);
+            }
+            Err(error) => {
+                tracing::warn!(%topic, %error);
+                count(&self.counters.refused, 1);
+            }
+        }
+    }
+}
