@@ -25,10 +25,10 @@ pub struct ShmPoolConfig {
 }
 
 impl ShmPoolConfig {
-    /// The defaults: 8 idle segments a size, at most 256 MiB, sealed memfds, populated, not locked.
+    /// The defaults: 64 idle segments a size, at most 256 MiB, sealed memfds, populated, not locked.
     pub fn new() -> Self {
         Self {
-            max_idle_per_size: 8,
+            max_idle_per_size: 64,
             max_bytes: 256 << 20,
             backing: Backing::Memfd,
             populate: true,
@@ -38,7 +38,11 @@ impl ShmPoolConfig {
         }
     }
 
-    /// How many idle segments of one size above 16 KiB are kept for reuse; more are freed. Default 8, at least 1.
+    /// How many idle segments of one size above 16 KiB are kept for reuse; more are freed. Default 64, at least 1.
+    ///
+    /// A stream that its subscribers keep up with goes round a few; one that they do not has as many under way as they are deep
+    /// (64 by default), which come back in bursts. With fewer kept, each burst would free some and make them anew, at a
+    /// millisecond for a MiB. What is kept counts towards [`max_bytes`](Self::max_bytes), and is given up for other sizes.
     ///
     /// Sizes up to 16 KiB share segments: those stay until another size needs their bytes or
     /// [`trim`](crate::ShmSegmentPool::trim) is called, and the most that was in use at once bounds them.
