@@ -1,7 +1,7 @@
-//! Watching directories, with one inotify instance for the whole process.
+//! Watching directories, with one inotify instance for as many watches of the process as can share it.
 //!
-//! inotify instances are few (128 for each user by default), so all watches of a process share one. It is made with the first
-//! [`DirectoryWatch`] and then kept.
+//! inotify instances are few (128 for each user by default), so the watches of a process share one, and hundreds of them a second
+//! one. Each is made when there is no room with those that there are, and then kept.
 //!
 //! Sharing has a catch: whoever reads an event takes it from all. So events are read and handed out under one lock, into flags
 //! that each watch has for itself. And a watch cannot wait on the instance alone: a neighbour may empty it between the wake-up and
@@ -46,13 +46,18 @@ pub(crate) struct DirectoryWatch {
 impl DirectoryWatch {
     /// A watch on no directory yet.
     pub(crate) fn new() -> Result<Self, WatchError> {
-        let mut instance = INSTANCE.lock();
-        let shared = match &*instance {
+        let mut instances = INSTANCES.lock();
+        let with_room = instances.iter().find(|shared| shared.watches.lock().users.len() < USERS_MAX);
+        let shared = match with_room {
             Some(shared) => Arc::clone(shared),
-            None => Arc::clone(instance.insert(Arc::new(Shared::new()?))),
+            None => {
+                let shared = Arc::new(Shared::new()?);
+                instances.push(Arc::clone(&shared));
+                shared
+            }
         };
-        drop(instance);
         let heard = shared.listen()?;
+        // While nobody else looks for room.
         let user = shared.watches.lock().join();
         Ok(Self { shared, user, heard })
     }
@@ -88,9 +93,14 @@ impl Drop for DirectoryWatch {
     }
 }
 
-/// The process's instance, from the first watch on. It is never closed: closing one takes the kernel some ten
+/// The process's instances, the first from the first watch on. None is ever closed: closing one takes the kernel some ten
 /// milliseconds (it waits for readers everywhere), on the thread of whoever drops the last subscriber.
-static INSTANCE: Mutex<Option<Arc<Shared>>> = Mutex::new(None);
+static INSTANCES: Mutex<Vec<Arc<Shared>>> = Mutex::new(Vec::new());
+
+/// Watches that share an instance. epoll lets a descriptor wake others by way of an epoll instance 500 times and no more (then
+/// `EPOLL_CTL_ADD` says EINVAL), and each watch that a reactor waits for is one of them. Half of it, because whatever one of them is
+/// to hear wakes them all.
+const USERS_MAX: usize = 250;
 
 type User = u64;
 
@@ -199,7 +209,7 @@ impl Shared {
     }
 }
 
-/// Who watches what. Small: a process has a handful of watches.
+/// Who watches what. Small: most processes have a handful of watches.
 #[derive(Debug, Default)]
 struct Watches {
     last_user: User,

@@ -9,7 +9,7 @@ use std::os::fd::BorrowedFd;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum WatchError {
-    /// Other programs of this user hold all inotify instances; this process needs one.
+    /// Programs of this user hold all inotify instances; a process needs one for every 250 subscribers.
     #[error(
         "no inotify instance is left for this user: fs.inotify.max_user_instances is {limit}; raise it (`sysctl -w \
          fs.inotify.max_user_instances=1024`) or end a program that holds many"
