@@ -118,7 +118,7 @@ async fn next(readings: &mut Option<tokio::time::Interval>) {
 fn print_stats(stats: &BridgeStats) {
     println!(
         "taken={} sent={} sent_bytes={} unheard={} failed={} lagged={} received={} injected={} injected_bytes={} \
-         missed={} repeated={} echoes={} refused={}",
+         missed={} repeated={} damaged={} echoes={} refused={}",
         stats.taken,
         stats.sent,
         stats.sent_bytes,
@@ -130,6 +130,7 @@ fn print_stats(stats: &BridgeStats) {
         stats.injected_bytes,
         stats.missed,
         stats.repeated,
+        stats.damaged,
         stats.echoes,
         stats.refused,
     );

@@ -132,8 +132,9 @@ impl Outward {
         }
         let origin = Origin::now(sample.publisher(), sample.seq());
         let len = sample.len();
+        let attachment = origin.encode(&sample);
         let payload = self.payload(sample);
-        let put = self.publisher.put(payload).attachment(&origin.encode()[..]).wait();
+        let put = self.publisher.put(payload).attachment(&attachment[..]).wait();
         match put {
             Ok(()) => {
                 count(&self.counters.sent, 1);
