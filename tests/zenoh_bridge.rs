@@ -335,6 +335,57 @@ async fn zenoh_bridges_make_a_publisher_wait_for_a_slow_subscriber_on_the_other_
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn zenoh_bridges_out_of_patience_count_what_is_dropped_and_stay_connected() {
+    let (a, b) = (Dir::new(), Dir::new());
+    let route = |direction| route("t", "t").direction(direction);
+    let impatient = bridge(&a).route(route(Direction::ToZenoh)).patience(Duration::from_millis(100));
+    let (bridge_a, at) = start(impatient).await;
+    let (bridge_b, _) = start(bridge(&b).route(route(Direction::FromZenoh)).connect(at)).await;
+    let publisher = a.publisher("t").bind().expect("bind");
+    let mut subscriber = b.subscriber("t").depth(4).connect().expect("connect");
+    greet(&publisher, &mut subscriber).await;
+    let greeted = publisher.stats().published;
+    let unheard = bridge_a.stats().unheard;
+    // More than there is room for on the way: the sender goes on all the same.
+    let mut sent = 300;
+    for seq in 0..sent {
+        within("send", publisher.send(write(MIB / 2, seq))).await.expect("send");
+    }
+    let (mut received, mut next) = (0, 0);
+    within("the last", async {
+        while next < sent {
+            match tokio::time::timeout(Duration::from_millis(100), subscriber.recv()).await {
+                Ok(sample) => {
+                    let sample = sample.expect("a message");
+                    if !sample.is_empty() {
+                        let seq = seq_of(&sample);
+                        assert!(seq >= next, "message {seq} after {next}");
+                        (received, next) = (received + 1, seq + 1);
+                    }
+                }
+                Err(_) => {
+                    publisher.send(write(MIB / 2, sent)).await.expect("send");
+                    sent += 1;
+                }
+            }
+        }
+    })
+    .await;
+    let (stats_a, stats_b) = (bridge_a.stats(), bridge_b.stats());
+    assert_eq!((stats_a.unheard, stats_a.failed, stats_a.lagged), (unheard, 0, 0), "{stats_a:?}");
+    assert!(received < sent, "nothing was dropped");
+    // Those before the first greeting that came through are nobody's.
+    let counted = stats_b.injected + stats_b.missed - sent;
+    assert!(counted >= 1 && counted <= greeted, "{stats_b:?}");
+    assert_eq!(stats_b.injected, stats_b.received, "{stats_b:?}");
+    drop((publisher, subscriber));
+    bridge_b.close().await;
+    bridge_a.close().await;
+    a.assert_empties();
+    b.assert_empties();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn zenoh_bridges_that_drop_count_every_message() {
     let drop_it = |direction| route("t", "t").direction(direction).congestion(Congestion::Drop);
     let hosts = Hosts::new(drop_it(Direction::ToZenoh), drop_it(Direction::FromZenoh)).await;

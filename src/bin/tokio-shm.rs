@@ -30,7 +30,8 @@ routes (the last two belong to the --zenoh before them):
 zenoh:
   --listen ENDPOINT     let others connect here, e.g. tcp/0.0.0.0:7447 (more than once, if need be)
   --connect ENDPOINT    connect there: a router or another bridge (more than once, if need be)
-  --config FILE         zenoh's configuration, JSON5 or YAML; its timeouts are then left as they are in it
+  --config FILE         zenoh's configuration, JSON5 or YAML; how it connects is then left as it is in it
+  --patience SECONDS    drop a message (counted) that a connection does not take for so long (default 10)
   --no-scouting         do not look for others on the network
 
 this host:
@@ -117,7 +118,7 @@ async fn next(readings: &mut Option<tokio::time::Interval>) {
 fn print_stats(stats: &BridgeStats) {
     println!(
         "taken={} sent={} sent_bytes={} unheard={} failed={} lagged={} received={} injected={} injected_bytes={} \
-         missed={} repeated={} echoes={} refused={}",
+         missed={} repeated={} damaged={} echoes={} refused={}",
         stats.taken,
         stats.sent,
         stats.sent_bytes,
@@ -129,6 +130,7 @@ fn print_stats(stats: &BridgeStats) {
         stats.injected_bytes,
         stats.missed,
         stats.repeated,
+        stats.damaged,
         stats.echoes,
         stats.refused,
     );
@@ -197,10 +199,11 @@ fn parse(mut parser: lexopt::Parser) -> Result<Option<Arguments>, Box<dyn Error>
                 builder = builder.shared_memory(ShmPoolConfig::new().max_bytes(parser.value()?.parse()?));
             }
             Long("stats") => {
-                let seconds: f64 = parser.value()?.parse()?;
-                let interval =
-                    Duration::try_from_secs_f64(seconds).ok().filter(|interval| !interval.is_zero());
+                let interval = seconds(&mut parser)?.filter(|interval| !interval.is_zero());
                 stats = Some(interval.ok_or("--stats must be more than no time")?);
+            }
+            Long("patience") => {
+                builder = builder.patience(seconds(&mut parser)?.ok_or("--patience must be a time")?);
             }
             Short('h') | Long("help") => return Ok(None),
             other => return Err(other.unexpected().into()),
@@ -221,6 +224,11 @@ fn parse(mut parser: lexopt::Parser) -> Result<Option<Arguments>, Box<dyn Error>
     Ok(Some(Arguments { builder, stats }))
 }
 
+/// `None`: not a time.
+fn seconds(parser: &mut lexopt::Parser) -> Result<Option<Duration>, Box<dyn Error>> {
+    Ok(Duration::try_from_secs_f64(parser.value()?.parse()?).ok())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -232,7 +240,7 @@ mod tests {
     #[test]
     fn zenoh_command_takes_routes_with_their_options() {
         let line = "bridge --topic a/* --zenoh k/a/* --direction out --full drop --topic b --zenoh k/b --stats 0.5 \
-                    --listen tcp/127.0.0.1:0 --depth 8 --no-scouting";
+                    --listen tcp/127.0.0.1:0 --depth 8 --patience 2.5 --no-scouting";
         let arguments = parsed(line).unwrap().unwrap();
         assert_eq!(arguments.stats, Some(Duration::from_millis(500)));
         let debug = format!("{:?}", arguments.builder);
@@ -240,6 +248,7 @@ mod tests {
             debug.contains("ToZenoh") && debug.contains("Drop") && debug.contains("tcp/127.0.0.1:0"),
             "{debug}"
         );
+        assert!(debug.contains("patience: Some(2.5s)"), "{debug}");
         assert!(parsed("--help").unwrap().is_none());
     }
 
@@ -254,6 +263,7 @@ mod tests {
             ("bridge --direction out", "--zenoh"),
             ("bridge --full drop", "--zenoh"),
             ("bridge --stats 0", "--stats"),
+            ("bridge --patience -1", "--patience"),
             ("bridge --what", "--what"),
             ("fly", "fly"),
         ] {

@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ::zenoh::bytes::ZBytes;
 use ::zenoh::handlers::FifoChannelHandler;
 use ::zenoh::pubsub::Subscriber;
 use ::zenoh::sample::{Sample, SampleKind};
@@ -141,7 +142,8 @@ impl Inward {
             Some(topic) if sample.kind() == SampleKind::Put => topic,
             _ => return count(&self.counters.refused, 1),
         };
-        let origin = sample.attachment().and_then(|bytes| Origin::decode(&bytes.to_bytes()));
+        let attachment = sample.attachment().map(ZBytes::to_bytes);
+        let origin = attachment.as_deref().and_then(Origin::decode);
         if origin.is_some_and(|origin| self.local.read().contains(&origin.publisher)) {
             return count(&self.counters.echoes, 1);
         }
@@ -156,11 +158,6 @@ impl Inward {
                 return count(&self.counters.refused, 1);
             }
         };
-        match origin.map(|origin| open.arrival(&origin)) {
-            Some(Arrival::Repeated) => return count(&self.counters.repeated, 1),
-            Some(Arrival::New(missing)) => count(&self.counters.missed, missing),
-            None => {}
-        }
         let payload = sample.payload();
         let mut loan = match open.publisher.loan(payload.len()).await {
             Ok(loan) => loan,
@@ -174,6 +171,17 @@ impl Inward {
         for slice in payload.slices() {
             loan[at..at + slice.len()].copy_from_slice(slice);
             at += slice.len();
+        }
+        if let (Some(attachment), Some(origin)) = (&attachment, &origin) {
+            if !Origin::is_whole(attachment, &loan) {
+                // Not even its number is to be believed: the next one tells that it is missing.
+                tracing::warn!(%topic, "a message came damaged");
+                return count(&self.counters.damaged, 1);
+            }
+            match open.arrival(origin) {
+                Arrival::Repeated => return count(&self.counters.repeated, 1),
+                Arrival::New(missing) => count(&self.counters.missed, missing),
+            }
         }
         match open.publisher.send(loan).await {
             Ok(()) => {

@@ -79,6 +79,9 @@ type SharedMemory = Arc<ShmProvider<PoolBackend>>;
 /// How long [`Bridge::close`] waits for what is under way, and then for what the session's end should have ended.
 const PATIENCE: Duration = Duration::from_secs(5);
 
+/// Default of [`BridgeBuilder::patience`].
+const SEND_PATIENCE: Duration = Duration::from_secs(10);
+
 /// Messages that wait in zenoh's channel for each route.
 const CHANNEL: usize = 64;
 
@@ -126,6 +129,7 @@ pub struct BridgeBuilder {
     shared_memory: Option<ShmPoolConfig>,
     depth: Option<u32>,
     max_topics: Option<usize>,
+    patience: Option<Duration>,
     no_scouting: bool,
 }
 
@@ -243,6 +247,16 @@ impl BridgeBuilder {
         self
     }
 
+    /// How long a sender waits for a connection that takes nothing, before its message is dropped, and counted as
+    /// [`missed`](BridgeStats::missed) there. Default ten seconds.
+    ///
+    /// It is also how long it may take after a connection was cut in the middle of a wait until the next one is of use. In a
+    /// [`session`](Self::session) of yours it is what its configuration says.
+    pub fn patience(mut self, patience: Duration) -> Self {
+        self.patience = Some(patience);
+        self
+    }
+
     /// How many topics the bridge publishes to, for each route. Default 1,024.
     pub fn max_topics(mut self, topics: usize) -> Self {
         self.max_topics = Some(topics);
@@ -254,8 +268,9 @@ impl BridgeBuilder {
     /// Topics without wildcard are subscribed to when this returns. Others are when they are found in the runtime
     /// directory; what their publishers sent before that is neither bridged nor counted.
     ///
-    /// A session of the bridge's own tries to connect for ever, and lets a sender wait ten minutes for a connection
-    /// that takes nothing before it gives that up (zenoh's default is five seconds).
+    /// A session of the bridge's own tries to connect for ever, and does not close a connection that takes nothing:
+    /// see [`patience`](Self::patience). In a session given to it, zenoh closes such a connection (after five seconds by
+    /// default); and zenoh 1.10 may then lose sight of the next one to the same peer, for as long as that lasts.
     ///
     /// # Errors
     ///
@@ -285,6 +300,7 @@ impl BridgeBuilder {
             counters: Arc::default(),
             shared_memory,
             depth: self.depth.unwrap_or(64),
+            own_session,
             stop: Stop(stopping),
             outward: JoinSet::new(),
             bridged: HashSet::new(),
@@ -329,11 +345,15 @@ impl BridgeBuilder {
                 ("connect/exit_on_failure", "false"),
                 ("connect/timeout_ms", "-1"),
                 ("connect/retry", "{ period_init_ms: 200, period_max_ms: 2000, period_increase_factor: 2 }"),
-                ("transport/link/tx/queue/congestion_control/block/wait_before_close", "600000000"),
             ];
             for (key, value) in settings {
                 config.insert_json5(key, value)?;
             }
+        }
+        let patience = self.patience.unwrap_or(SEND_PATIENCE).as_micros().to_string();
+        for key in ["wait_before_drop", "max_wait_before_drop_fragments"] {
+            config
+                .insert_json5(&format!("transport/link/tx/queue/congestion_control/drop/{key}"), &patience)?;
         }
         ::zenoh::open(config).with_shm_clients(shm_clients()).await
     }
@@ -375,6 +395,7 @@ struct Running {
     counters: Arc<Counters>,
     shared_memory: Option<SharedMemory>,
     depth: u32,
+    own_session: bool,
     stop: Stop,
     outward: JoinSet<(usize, String)>,
     /// What `outward` is at: by route and topic.
@@ -426,8 +447,10 @@ impl Running {
             Ok(subscriber) => subscriber,
             Err(error) => return Err(BridgeError::Topic { topic, source: error.into() }),
         };
+        // In a session of its own, zenoh waits before it drops; in another one, only before it closes the connection.
+        let close = !self.own_session && route.congestion == Congestion::Wait;
         let (publisher, heard) =
-            outward::declare(&self.session, key, route.congestion).await.map_err(BridgeError::Zenoh)?;
+            outward::declare(&self.session, key, close).await.map_err(BridgeError::Zenoh)?;
         tracing::debug!(topic, key, "bridged");
         let counters = Arc::clone(&self.counters);
         let outward =

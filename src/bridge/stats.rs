@@ -6,8 +6,8 @@ macro_rules! counters {
     ($($(#[$doc:meta])* $name:ident),+ $(,)?) => {
         /// A reading of a bridge's counters, all routes together.
         ///
-        /// To zenoh, each message taken is sent, unheard or failed. From zenoh, each message received is injected, repeated, an
-        /// echo or refused; what was injected and what was missed are together all that the other bridge's publishers have
+        /// To zenoh, each message taken is sent, unheard or failed. From zenoh, each message received is injected, repeated,
+        /// damaged, an echo or refused; what was injected and what was missed are together all that the other bridge's publishers have
         /// sent from the first message on that came through.
         #[derive(Debug, Clone, Default, PartialEq, Eq)]
         #[non_exhaustive]
@@ -52,6 +52,9 @@ counters! {
     missed,
     /// Messages received for a second time, or out of order: not injected.
     repeated,
+    /// Messages received that are not as the other bridge sent them (zenoh 1.10 may tear one as it gives up a connection): not
+    /// injected, and missed.
+    damaged,
     /// Messages received whose publisher is on this host: not injected.
     echoes,
     /// Messages received that no topic can take: a key that no topic can have, more topics than
