@@ -2,6 +2,7 @@
 //!
 //! Only what must hold at that size is tested here, the descriptors that it takes included; how long things take is for
 //! `benches/scale.rs`.
+#![allow(clippy::print_stdout)] // says how many descriptors there were
 
 mod support;
 
