@@ -18,7 +18,7 @@ use crate::segment::Segment;
 use crate::sync::fence_after_rmw;
 
 /// Idle slots of a small class that can be popped without a lock.
-const SMALL_QUEUE: usize = 4_096;
+const SMALL_QUEUE: usize = 1_024;
 
 /// One piece of a segment. Whoever holds the only `Arc` of it may write it.
 // Aligned, so that two threads with a slot each do not share a cache line (nor its neighbour, which processors fetch too).
@@ -163,8 +163,8 @@ impl Class {
 pub(crate) struct PoolCore {
     pub(crate) config: ShmPoolConfig,
     pub(crate) budget: Arc<Budget>,
-    /// Made when first used; there are over a hundred sizes and few are ever seen.
-    classes: Box<[OnceLock<Class>]>,
+    /// Made when first used, and boxed: there are over a hundred sizes and few are ever seen.
+    classes: Box<[OnceLock<Box<Class>>]>,
     /// Held while idle slots are sorted into those to free and those to keep, and during the last look of `find`: under
     /// it none is in somebody's hands. So nobody has to be woken when the kept ones are put back. Nobody must be: the
     /// waiter that looks would wake all others and itself, and they would keep each other looking for ever.
@@ -416,7 +416,7 @@ impl PoolCore {
     fn class(&self, class: ClassIndex) -> &Class {
         self.classes[class.index()].get_or_init(|| {
             let small = class::slots_per_segment(class, self.shared_segment_len(), 0) > 1;
-            Class {
+            Box::new(Class {
                 hot: Hot::new(),
                 // One is hot.
                 idle: Idle::new(if small { SMALL_QUEUE } else { (self.config.max_idle_per_size - 1).max(1) }),
@@ -424,7 +424,7 @@ impl PoolCore {
                 past_takes: AtomicU64::new(0),
                 slots: Mutex::new(Vec::new()),
                 existing: AtomicUsize::new(0),
-            }
+            })
         })
     }
 
