@@ -62,7 +62,7 @@ impl Host {
         let mut child = Command::new(&enter[0])
             .args(&enter[1..])
             .arg(env!("CARGO_BIN_EXE_tokio-shm"))
-            .args(["bridge", "--no-scouting", "--stats", "0.05", "--runtime-dir"])
+            .args(["bridge", "--no-scouting", "--stats", "0.05", "--patience", "5", "--runtime-dir"])
             .arg(self.dir.path())
             .arg("--config")
             .arg(&config)

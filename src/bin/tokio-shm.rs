@@ -31,7 +31,7 @@ zenoh:
   --listen ENDPOINT     let others connect here, e.g. tcp/0.0.0.0:7447 (more than once, if need be)
   --connect ENDPOINT    connect there: a router or another bridge (more than once, if need be)
   --config FILE         zenoh's configuration, JSON5 or YAML; how it connects is then left as it is in it
-  --patience SECONDS    drop a message (counted) that a connection does not take for so long (default 10)
+  --patience SECONDS    drop a message (counted) that a connection does not take for so long (default 30)
   --no-scouting         do not look for others on the network
 
 this host:

@@ -80,7 +80,7 @@ type SharedMemory = Arc<ShmProvider<PoolBackend>>;
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Default of [`BridgeBuilder::patience`].
-const SEND_PATIENCE: Duration = Duration::from_secs(10);
+const SEND_PATIENCE: Duration = Duration::from_secs(30);
 
 /// Messages that wait in zenoh's channel for each route.
 const CHANNEL: usize = 64;
@@ -248,7 +248,7 @@ impl BridgeBuilder {
     }
 
     /// How long a sender waits for a connection that takes nothing, before its message is dropped, and counted as
-    /// [`missed`](BridgeStats::missed) there. Default ten seconds.
+    /// [`missed`](BridgeStats::missed) there. Default thirty seconds.
     ///
     /// It is also how long it may take after a connection was cut in the middle of a wait until the next one is of use. In a
     /// [`session`](Self::session) of yours it is what its configuration says.
