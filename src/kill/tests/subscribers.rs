@@ -275,8 +275,9 @@ async fn send(
     while let Some(size) = starts.recv().await {
         let mut spans = Vec::new();
         while !traffic.stop.load(Ordering::SeqCst) {
-            let message = message(traffic.begun.fetch_add(1, Ordering::SeqCst), size);
+            // First: whoever has seen that it has begun finds the time within its span.
             let start = monotonic_ns();
+            let message = message(traffic.begun.fetch_add(1, Ordering::SeqCst), size);
             publisher.send(message).await.expect("send");
             spans.push((start, monotonic_ns()));
             let done = traffic.done.fetch_add(1, Ordering::SeqCst) + 1;
