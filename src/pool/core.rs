@@ -142,7 +142,7 @@ struct Class {
     past_takes: AtomicU64,
     /// For the statistics, and to know how many slots exist.
     slots: Mutex<Vec<Weak<Slot>>>,
-    /// How many these were when one was made last.
+    /// How many of these there were when some were made or freed last.
     existing: AtomicUsize,
 }
 
@@ -150,6 +150,20 @@ impl Class {
     #[inline]
     fn take(&self) -> Option<Arc<Slot>> {
         self.hot.take().or_else(|| self.idle.take())
+    }
+
+    /// How many slots are idle.
+    fn idle_len(&self) -> usize {
+        self.idle.len() + usize::from(self.hot.is_full())
+    }
+
+    /// Knows of `made` from now on, and of those that are gone no more; how many slots there are then.
+    fn know(&self, made: &[Arc<Slot>]) -> usize {
+        let mut slots = self.slots.lock();
+        slots.retain(|slot| slot.strong_count() > 0);
+        slots.extend(made.iter().map(Arc::downgrade));
+        self.existing.store(slots.len(), Ordering::Relaxed);
+        slots.len()
     }
 
     /// Every idle slot.
@@ -220,7 +234,7 @@ impl PoolCore {
     pub(crate) fn has_idle_for(&self, len: usize) -> bool {
         class::class_of(len)
             .and_then(|class| self.classes[class.index()].get())
-            .is_some_and(|state| state.idle.len() > 0)
+            .is_some_and(|state| state.idle_len() > 0)
     }
 
     /// Looks everywhere for a slot: idle, released by subscribers, below the cap, or in the place of idle ones of
@@ -278,14 +292,9 @@ impl PoolCore {
         kill_point!("segment: made");
         state.misses.fetch_add(1, Ordering::Relaxed);
         let made: Vec<_> = (0..slots).map(|index| self.slot(&segment, index, class)).collect();
-        {
-            let mut known = state.slots.lock();
-            known.retain(|slot| slot.strong_count() > 0);
-            known.extend(made.iter().map(Arc::downgrade));
-            state.existing.store(known.len(), Ordering::Relaxed);
-            if slots > 1 {
-                state.idle.expect_at_most(known.len());
-            }
+        let existing = state.know(&made);
+        if slots > 1 {
+            state.idle.expect_at_most(existing);
         }
         let mut made = made.into_iter();
         let first = made.next().expect("a segment has a slot at least");
@@ -377,7 +386,9 @@ impl PoolCore {
         for (class, state) in ClassIndex::all().zip(&self.classes) {
             let Some(state) = state.get() else { continue };
             let (mut takes, mut slots, mut last) = (state.past_takes.load(Ordering::Relaxed), 0, None);
-            for slot in state.slots.lock().iter().filter_map(Weak::upgrade) {
+            // All first: whoever is the last to drop one must not hold the lock.
+            let existing: Vec<_> = state.slots.lock().iter().filter_map(Weak::upgrade).collect();
+            for slot in &existing {
                 takes += slot.takes.load(Ordering::Relaxed);
                 // Those of one segment follow each other.
                 if last.replace(slot.segment.id()) != Some(slot.segment.id()) {
@@ -388,11 +399,7 @@ impl PoolCore {
             let misses = state.misses.load(Ordering::Relaxed);
             stats.misses += misses;
             stats.hits += takes.saturating_sub(misses);
-            stats.sizes.push(SizeStats {
-                size: class::size_of(class),
-                slots,
-                idle: state.idle.len() + usize::from(state.hot.is_full()),
-            });
+            stats.sizes.push(SizeStats { size: class::size_of(class), slots, idle: state.idle_len() });
         }
         stats
     }
@@ -407,7 +414,10 @@ impl PoolCore {
         }
         let (free, kept): (Vec<_>, Vec<_>) =
             idle.into_iter().partition(|slot| found[&slot.segment.id()] == slot.segment.slots());
-        drop(free);
+        if !free.is_empty() {
+            drop(free);
+            state.know(&[]);
+        }
         for slot in kept {
             self.keep(slot);
         }

@@ -34,7 +34,7 @@ pub struct ShmPublisherBuilder {
     runtime_dir: Option<PathBuf>,
     access: Access,
     runtime: Option<Handle>,
-    #[cfg(feature = "zenoh")]
+    /// In place of a random one.
     id: Option<u128>,
 }
 
@@ -52,7 +52,6 @@ impl ShmPublisherBuilder {
             runtime_dir: None,
             access: Access::default(),
             runtime: None,
-            #[cfg(feature = "zenoh")]
             id: None,
         }
     }
@@ -182,16 +181,6 @@ impl ShmPublisherBuilder {
         bound
     }
 
-    #[cfg(feature = "zenoh")]
-    fn given_id(&self) -> Option<u128> {
-        self.id
-    }
-
-    #[cfg(not(feature = "zenoh"))]
-    fn given_id(&self) -> Option<u128> {
-        None
-    }
-
     fn bind_in(
         self,
         runtime_dir: &RuntimeDir,
@@ -204,7 +193,7 @@ impl ShmPublisherBuilder {
         };
         let directory = TopicDir::open(runtime_dir, &topic)?;
         directory.remove_stale()?;
-        let id = match self.given_id() {
+        let id = match self.id {
             Some(id) => id,
             None => crate::sys::random::random_id().map_err(failed)?,
         };

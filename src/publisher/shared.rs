@@ -428,8 +428,7 @@ impl Shared {
     /// Notes the time of what was sent so far, for a subscriber that is just about to connect.
     pub(crate) fn note_time(&self) {
         if let Some(mut delivery) = self.enter() {
-            delivery.last_run = monotonic_ns();
-            delivery.timed = true;
+            delivery.log(monotonic_ns());
             self.leave(delivery);
         }
     }
@@ -442,8 +441,7 @@ impl Shared {
         let Some(mut delivery) = self.enter() else { return Some(RUSH_NS) };
         let goes_on = delivery.is_untimed();
         if goes_on {
-            delivery.last_run = monotonic_ns();
-            delivery.timed = true;
+            delivery.log(monotonic_ns());
         } else {
             delivery.pace.rest();
             self.rush.store(false, Ordering::Release);
