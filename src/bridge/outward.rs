@@ -94,7 +94,7 @@ impl Outward {
     /// Hands over what is there, `false` at the topic's end.
     fn hand_over(&mut self, first: Result<ShmSample, RecvError>) -> bool {
         let mut next = first;
-        for _ in 0..BATCH {
+        for left in (0..=BATCH).rev() {
             match next {
                 Ok(sample) => self.put(sample),
                 Err(RecvError::Lagged(n)) => count(&self.counters.lagged, n),
@@ -105,18 +105,14 @@ impl Outward {
                 }
                 Err(error) => tracing::warn!(topic = self.subscriber.topic(), %error),
             }
+            if left == 0 {
+                break;
+            }
             next = match self.subscriber.try_recv() {
-                Err(TryRecvError::Empty) => return true,
+                Err(TryRecvError::Empty) => break,
                 Err(TryRecvError::Recv(error)) => Err(error),
                 Ok(sample) => Ok(sample),
             };
-        }
-        // The one in hand.
-        match next {
-            Ok(sample) => self.put(sample),
-            Err(RecvError::Lagged(n)) => count(&self.counters.lagged, n),
-            Err(RecvError::Closed) => return false,
-            Err(error) => tracing::warn!(topic = self.subscriber.topic(), %error),
         }
         true
     }
