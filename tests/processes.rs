@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use support::numbered::{assert_intact, write};
 use support::{Dir, LIMIT, Peer, Role, until, within};
 use tokio_shm::{
     Backing, LoanError, OnFull, RecvError, ShmLoan, ShmPoolConfig, ShmPublisher, ShmSample, ShmSegmentPool,
@@ -23,19 +24,6 @@ const MIB: usize = 1 << 20;
 const AT_ONCE: Duration = Duration::from_secs(5);
 
 const BACKINGS: [Backing; 2] = [Backing::Memfd, Backing::PosixShm];
-
-/// Every byte says which message it is of.
-fn write(bytes: &mut [u8], seq: u64) {
-    bytes[..8].copy_from_slice(&seq.to_le_bytes());
-    bytes[8..].fill(seq as u8);
-}
-
-#[track_caller]
-fn assert_intact(bytes: &[u8], seq: u64) {
-    assert_eq!(bytes[..8], seq.to_le_bytes());
-    let expected = [seq as u8; 4096];
-    assert!(bytes[8..].chunks(4096).all(|bytes| bytes == &expected[..bytes.len()]), "message {seq}");
-}
 
 async fn loan(publisher: &ShmPublisher, len: usize, seq: u64) -> ShmLoan {
     let mut loan = within("loan", publisher.loan(len)).await.expect("loan");
@@ -53,20 +41,15 @@ async fn send(publisher: &ShmPublisher, seqs: std::ops::Range<u64>, len: usize) 
     }
 }
 
-fn ask(peer: &mut Peer, line: &str) -> String {
-    peer.tell(line);
-    peer.hear()
-}
-
 fn subscriber(dir: &Dir, line: &str) -> Peer {
     let mut peer = Peer::start("role_subscriber", dir);
-    assert_eq!(ask(&mut peer, line), "connected");
+    assert_eq!(peer.ask(line), "connected");
     peer
 }
 
 fn publisher(dir: &Dir, line: &str) -> Peer {
     let mut peer = Peer::start("role_publisher", dir);
-    assert_eq!(ask(&mut peer, line), "bound");
+    assert_eq!(peer.ask(line), "bound");
     peer
 }
 
@@ -186,11 +169,11 @@ async fn sample_held_in_another_process_stays_unchanged() {
             let mut reader = subscriber(&dir, "connect 8");
             within("subscriber", publisher.wait_for_subscribers(1)).await;
             send(&publisher, 0..4, len).await;
-            assert_eq!(ask(&mut reader, "hold 4"), "held");
+            assert_eq!(reader.ask("hold 4"), "held");
             reader.tell(&format!("recv {more}"));
             send(&publisher, 4..4 + more, len).await;
             assert_eq!(reader.hear(), format!("4..={}", 3 + more));
-            assert_eq!(ask(&mut reader, "check"), "unchanged");
+            assert_eq!(reader.ask("check"), "unchanged");
             assert_eq!(publisher.stats().copied_bytes, 0);
             reader.finish();
         }
@@ -219,8 +202,8 @@ async fn sample_held_stays_unchanged_after_its_subscriber_is_dropped() {
         });
         drop(held);
         // In another process too.
-        assert_eq!(ask(&mut reader, "hold 3"), "held");
-        assert_eq!(ask(&mut reader, "leave"), "left");
+        assert_eq!(reader.ask("hold 3"), "held");
+        assert_eq!(reader.ask("leave"), "left");
         until("both have left", || publisher.subscriber_count() == 0).await;
         let mut live = dir.subscriber("t").connect().unwrap();
         within("subscriber", publisher.wait_for_subscribers(1)).await;
@@ -230,7 +213,7 @@ async fn sample_held_stays_unchanged_after_its_subscriber_is_dropped() {
         }
         assert_intact(&sample, 0);
         assert_intact(&bytes, 1);
-        assert_eq!(ask(&mut reader, "check"), "unchanged");
+        assert_eq!(reader.ask("check"), "unchanged");
         check.send(()).unwrap();
         thread.join().unwrap();
         assert!(publisher.pool().stats().in_use() >= 3);
@@ -251,16 +234,16 @@ async fn sample_held_stays_unchanged_after_its_publisher_has_closed() {
         let mut reader = subscriber(&dir, "connect 8 end");
         within("subscriber", publisher.wait_for_subscribers(1)).await;
         send(&publisher, 0..5, len).await;
-        assert_eq!(ask(&mut reader, "hold 2"), "held");
+        assert_eq!(reader.ask("hold 2"), "held");
         within("close", publisher.close()).await.unwrap();
         for seq in 100..1_100 {
             let mut segments: Vec<_> = (0..3).map(|_| pool.try_take(len).unwrap()).collect();
             segments.iter_mut().for_each(|segment| write(segment, seq));
         }
-        assert_eq!(ask(&mut reader, "check"), "unchanged");
+        assert_eq!(reader.ask("check"), "unchanged");
         // Not received by then, and intact all the same.
-        assert_eq!(ask(&mut reader, "recv 3"), "2..=4");
-        assert_eq!(ask(&mut reader, "next"), "closed");
+        assert_eq!(reader.ask("recv 3"), "2..=4");
+        assert_eq!(reader.ask("next"), "closed");
         reader.finish();
         assert_eq!(pool.stats().in_use(), 0);
         pool.trim();
@@ -287,7 +270,7 @@ fn loan_at_the_cap_waits_for_a_sample_dropped_in_another_process() {
                 write(&mut loan, seq);
                 publisher.send(loan).await.unwrap();
             }
-            assert_eq!(ask(&mut reader, "hold 4"), "held");
+            assert_eq!(reader.ask("hold 4"), "held");
             for seq in 4..100 {
                 let full = publisher.try_loan(MIB).unwrap_err();
                 assert!(matches!(full, LoanError::Pool(TakeError::Full { .. })), "{full}");
@@ -302,17 +285,17 @@ fn loan_at_the_cap_waits_for_a_sample_dropped_in_another_process() {
                 write(&mut loan, seq);
                 never_above();
                 publisher.send(loan).await.unwrap();
-                assert_eq!(ask(&mut reader, "hold 1"), "held");
+                assert_eq!(reader.ask("hold 1"), "held");
                 never_above();
             }
             // And a thread, which must not be one of the runtime's.
             std::thread::scope(|scope| {
                 let waiting = scope.spawn(|| publisher.blocking_loan_timeout(MIB, LIMIT).map(drop));
                 support::wait_until("a thread waits", || publisher.pool().stats().waiters == 1);
-                assert_eq!(ask(&mut reader, "drop 1"), "dropped");
+                assert_eq!(reader.ask("drop 1"), "dropped");
                 waiting.join().unwrap().unwrap();
             });
-            assert_eq!(ask(&mut reader, "check"), "unchanged");
+            assert_eq!(reader.ask("check"), "unchanged");
             reader.finish();
         });
         done.send(()).unwrap();
@@ -334,10 +317,10 @@ async fn stuck_reader_that_agreed_to_lose_messages_does_not_starve_the_publisher
     send(&publisher, 0..count, MIB).await;
     assert_eq!(reader.hear(), format!("0..={}", count - 1));
     for stuck in &mut stuck {
-        let lagged = ask(stuck, "next");
+        let lagged = stuck.ask("next");
         let lost: u64 = lagged.strip_prefix("lagged ").expect("a gap").parse().unwrap();
         assert!((count - 4..count).contains(&lost), "{lost}");
-        assert_eq!(ask(stuck, &format!("recv {}", count - lost)), format!("{lost}..={}", count - 1));
+        assert_eq!(stuck.ask(&format!("recv {}", count - lost)), format!("{lost}..={}", count - 1));
     }
 }
 
@@ -376,7 +359,7 @@ async fn message_sent_the_instant_after_connect_is_received_or_counted() {
         let mut bytes = [0; 8];
         write(&mut bytes, seq);
         within("send", publisher.send(bytes)).await.unwrap();
-        let told = ask(&mut peer, "next");
+        let told = peer.ask("next");
         if told == format!("message {seq}") {
             received += 1;
         } else {
@@ -427,10 +410,10 @@ async fn link_set_up_during_a_stream_accounts_for_every_message() {
         for round in 0..200 {
             let peer = &mut peers[round % 2];
             let before = stream.accepted.load(Ordering::SeqCst);
-            assert_eq!(ask(peer, "go"), "connected");
+            assert_eq!(peer.ask("go"), "connected");
             // What is begun to be sent from here on is sent after `connect` returned.
             let after = stream.begun.load(Ordering::SeqCst);
-            let told = ask(peer, "count");
+            let told = peer.ask("count");
             let mut numbers = told.split(' ').map(|number| number.parse::<u64>().unwrap());
             let (expect, first) = (numbers.next().unwrap(), numbers.next().unwrap());
             assert!(expect <= after, "messages {after}..{expect} are unaccounted for");
@@ -489,15 +472,15 @@ async fn subscriber_finds_publishers_that_come_late_and_come_back() {
         assert_eq!(waiting.publisher_count(), 1);
         // A subscriber that nobody asks for messages does not look for publishers.
         elsewhere.tell("recv 3");
-        assert_eq!(ask(&mut sender, "subscribers 2"), "here");
-        assert_eq!(ask(&mut sender, "send 3"), "sent");
+        assert_eq!(sender.ask("subscribers 2"), "here");
+        assert_eq!(sender.ask("send 3"), "sent");
         for seq in 0..3 {
             let sample = within("recv", waiting.recv()).await.unwrap();
             assert_eq!(sample.seq(), seq);
             ids.push(sample.publisher());
         }
         assert_eq!(elsewhere.hear(), "0..=2");
-        assert_eq!(ask(&mut sender, "send 2"), "sent");
+        assert_eq!(sender.ask("send 2"), "sent");
         sender.kill();
         // What was delivered can still be read, and then it is told.
         let begun = Instant::now();
@@ -508,8 +491,8 @@ async fn subscriber_finds_publishers_that_come_late_and_come_back() {
         assert!(matches!(lost, RecvError::PublisherLost { publisher } if publisher == ids[ids.len() - 1]));
         assert!(begun.elapsed() < AT_ONCE, "{:?}", begun.elapsed());
         assert_eq!(waiting.publisher_count(), 0);
-        assert_eq!(ask(&mut elsewhere, "recv 2"), "3..=4");
-        assert_eq!(ask(&mut elsewhere, "next"), "lost");
+        assert_eq!(elsewhere.ask("recv 2"), "3..=4");
+        assert_eq!(elsewhere.ask("next"), "lost");
     }
     ids.dedup();
     assert_eq!(ids.len(), 3, "a publisher that comes back is another one");
@@ -542,13 +525,13 @@ async fn publisher_killed_leaves_nothing_behind_after_the_next_bind_or_connect()
         for _ in 0..3 {
             let mut sender = publisher(&dir, &format!("bind {index}"));
             reader.tell("hold 10");
-            assert_eq!(ask(&mut sender, "subscribers 1"), "here");
-            assert_eq!(ask(&mut sender, "send 20"), "sent");
+            assert_eq!(sender.ask("subscribers 1"), "here");
+            assert_eq!(sender.ask("send 20"), "sent");
             assert_eq!(reader.hear(), "held");
             sender.kill();
-            assert_eq!(ask(&mut reader, "recv 10"), "10..=19");
-            assert_eq!(ask(&mut reader, "next"), "lost");
-            assert_eq!(ask(&mut reader, "check"), "unchanged");
+            assert_eq!(reader.ask("recv 10"), "10..=19");
+            assert_eq!(reader.ask("next"), "lost");
+            assert_eq!(reader.ask("check"), "unchanged");
             // The next publisher takes away what the last one left.
             let next = dir.publisher("t").bind().unwrap();
             assert_eq!(names_in(dir.path().join("t")).len(), 1);
@@ -556,7 +539,7 @@ async fn publisher_killed_leaves_nothing_behind_after_the_next_bind_or_connect()
         }
         let mut sender = publisher(&dir, &format!("bind {index}"));
         reader.tell("next");
-        assert_eq!(ask(&mut sender, "subscribers 1"), "here");
+        assert_eq!(sender.ask("subscribers 1"), "here");
         sender.kill();
         assert_eq!(reader.hear(), "lost");
         // So does the next subscriber.
@@ -580,7 +563,7 @@ async fn subscriber_killed_frees_a_publisher_that_waits_for_it() {
             // Two held, two not received, one at the head of the line, one in the queue.
             let base = round * 7;
             send(&publisher, base..base + 2, len).await;
-            assert_eq!(ask(&mut reader, "hold 2"), "held");
+            assert_eq!(reader.ask("hold 2"), "held");
             send(&publisher, base + 2..base + 6, len).await;
             let one_more = loan(&publisher, len, base + 6).await;
             let mut blocked = tokio_test::task::spawn(publisher.send(one_more));
@@ -607,7 +590,7 @@ async fn several_publishers_and_subscribers_share_a_topic() {
     let mut own = dir.subscriber("t").end_with_last_publisher(true).connect().unwrap();
     within("publishers", own.wait_for_publishers(3)).await.unwrap();
     for sender in &mut senders {
-        assert_eq!(ask(sender, "subscribers 3"), "here");
+        assert_eq!(sender.ask("subscribers 3"), "here");
     }
     senders.iter_mut().for_each(|sender| sender.tell("send 500"));
     let mut next: HashMap<u128, u64> = HashMap::new();
@@ -621,7 +604,7 @@ async fn several_publishers_and_subscribers_share_a_topic() {
     assert!(next.len() == 3 && next.values().all(|count| *count == 500), "{next:?}");
     for sender in &mut senders {
         assert_eq!(sender.hear(), "sent");
-        assert_eq!(ask(sender, "close"), "closed");
+        assert_eq!(sender.ask("close"), "closed");
     }
     assert!(matches!(within("end", own.recv()).await, Err(RecvError::Closed)));
     for reader in &mut readers {
@@ -661,21 +644,21 @@ async fn late_joiner_gets_the_last_messages_first() {
     let publisher = dir.publisher("t").history(5).bind().unwrap();
     send(&publisher, 0..2, 100).await;
     let mut first = subscriber(&dir, "connect 64");
-    assert_eq!(ask(&mut first, "recv 2"), "0..=1");
+    assert_eq!(first.ask("recv 2"), "0..=1");
     send(&publisher, 2..10, 100).await;
     let mut second = subscriber(&dir, "connect 64");
-    assert_eq!(ask(&mut second, "recv 5"), "5..=9");
+    assert_eq!(second.ask("recv 5"), "5..=9");
     // One whose depth is less than the history gets the latest.
     let mut third = subscriber(&dir, "connect 2");
-    assert_eq!(ask(&mut third, "recv 2"), "8..=9");
+    assert_eq!(third.ask("recv 2"), "8..=9");
     within("subscribers", publisher.wait_for_subscribers(3)).await;
     assert_eq!(publisher.subscriber_count(), 3);
     third.tell("recv 3");
     send(&publisher, 10..13, 100).await;
     assert_eq!(third.hear(), "10..=12");
-    assert_eq!(ask(&mut second, "recv 3"), "10..=12");
-    assert_eq!(ask(&mut first, "recv 11"), "2..=12");
-    assert_eq!(ask(&mut first, "leave"), "left");
+    assert_eq!(second.ask("recv 3"), "10..=12");
+    assert_eq!(first.ask("recv 11"), "2..=12");
+    assert_eq!(first.ask("leave"), "left");
     until("one has left", || publisher.subscriber_count() == 2).await;
     second.kill();
     third.finish();
@@ -690,7 +673,7 @@ async fn history_gives_way_when_the_pool_is_at_its_cap() {
     let publisher = dir.publisher("t").pool(pool).history(8).bind().unwrap();
     send(&publisher, 0..20, MIB).await;
     let mut late = subscriber(&dir, "connect 64");
-    let told = ask(&mut late, "next");
+    let told = late.ask("next");
     let first: u64 = told.strip_prefix("message ").expect("a message").parse().unwrap();
     assert!((16..20).contains(&first), "{first}");
     late.finish();
@@ -706,17 +689,17 @@ async fn stuck_subscriber_is_evicted_and_senders_go_on() {
         within("subscribers", publisher.wait_for_subscribers(2)).await;
         reader.tell("recv 1000");
         send(&publisher, 0..2, len).await;
-        assert_eq!(ask(&mut stuck, "hold 2"), "held");
+        assert_eq!(stuck.ask("hold 2"), "held");
         send(&publisher, 2..1_000, len).await;
         assert_eq!(reader.hear(), "0..=999");
         assert_eq!(publisher.subscriber_count(), 1);
         // What it holds stays its own.
-        assert_eq!(ask(&mut stuck, "check"), "unchanged");
+        assert_eq!(stuck.ask("check"), "unchanged");
         // What it had not received is taken back, and counted.
-        assert_eq!(ask(&mut stuck, "next"), "lagged 2");
-        assert_eq!(ask(&mut stuck, "next"), "evicted");
-        assert_eq!(ask(&mut stuck, "check"), "unchanged");
-        assert_eq!(ask(&mut stuck, "drop 2"), "dropped");
+        assert_eq!(stuck.ask("next"), "lagged 2");
+        assert_eq!(stuck.ask("next"), "evicted");
+        assert_eq!(stuck.ask("check"), "unchanged");
+        assert_eq!(stuck.ask("drop 2"), "dropped");
         stuck.finish();
         reader.finish();
         until("everything is back", || publisher.pool().stats().in_use() == 0).await;

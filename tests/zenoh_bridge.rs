@@ -7,7 +7,7 @@ mod support;
 use std::time::Duration;
 
 use support::sessions::{config, listening, until_matched};
-use support::{Dir, LIMIT, until, within};
+use support::{Dir, LIMIT, numbered, until, within};
 use tokio_shm::bridge::{Bridge, BridgeBuilder, Congestion, Direction, Origin, Route};
 use tokio_shm::zenoh::shm_clients;
 use tokio_shm::{RecvError, ShmPoolConfig, ShmPublisher, ShmSample, ShmSubscriber};
@@ -20,15 +20,15 @@ const MIB: usize = 1 << 20;
 const QUIET: Duration = Duration::from_millis(300);
 
 fn write(len: usize, seq: u64) -> Vec<u8> {
-    let mut bytes = vec![seq as u8; len];
-    bytes[..8].copy_from_slice(&seq.to_le_bytes());
+    let mut bytes = vec![0; len];
+    numbered::write(&mut bytes, seq);
     bytes
 }
 
 #[track_caller]
 fn seq_of(bytes: &[u8]) -> u64 {
-    let seq = u64::from_le_bytes(bytes[..8].try_into().expect("8 bytes"));
-    assert!(bytes[8..].iter().all(|&byte| byte == seq as u8), "message {seq}");
+    let seq = numbered::seq_of(bytes);
+    numbered::assert_intact(bytes, seq);
     seq
 }
 

@@ -10,6 +10,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::sync::Arc;
 use std::time::Duration;
 
+use support::numbered::{assert_intact, seq_of, write};
 use support::sessions::{config, listening, until_matched};
 use support::{Dir, LIMIT, Peer, Role, spawn_bounded, until, within};
 use tokio_shm::zenoh::{BackendError, Collecting, PoolBackend, Waiting, shm_clients};
@@ -26,22 +27,6 @@ const MIB: usize = 1 << 20;
 
 type Samples = zenoh::handlers::FifoChannelHandler<zenoh::sample::Sample>;
 type Provider = ShmProvider<PoolBackend>;
-
-/// Every byte says which message it is of.
-fn write(bytes: &mut [u8], seq: u64) {
-    bytes[..8].copy_from_slice(&seq.to_le_bytes());
-    bytes[8..].fill(seq as u8);
-}
-
-#[track_caller]
-fn assert_intact(bytes: &[u8], seq: u64) {
-    assert_eq!(bytes[..8], seq.to_le_bytes());
-    assert!(bytes[8..].iter().all(|&byte| byte == seq as u8), "message {seq}");
-}
-
-fn seq_of(bytes: &[u8]) -> u64 {
-    u64::from_le_bytes(bytes[..8].try_into().expect("8 bytes"))
-}
 
 fn provider(max_bytes: usize) -> (Arc<Provider>, ShmSegmentPool) {
     let backend = PoolBackend::new(ShmPoolConfig::new().max_bytes(max_bytes as u64)).expect("a backend");
@@ -72,11 +57,6 @@ fn receiver(dir: &Dir, at: &str, clients: &str) -> Peer {
     peer.tell(&format!("connect {at} {clients}"));
     assert_eq!(peer.hear(), "connected");
     peer
-}
-
-fn ask(peer: &mut Peer, line: &str) -> String {
-    peer.tell(line);
-    peer.hear()
 }
 
 /// A receiver that does what it is told, one line after the other.
@@ -177,7 +157,7 @@ async fn zenoh_message_in_pool_memory_is_read_in_place_by_another_process() {
     until_matched(&publisher).await;
     for (seq, len) in [8, 100, 4 * KIB, 16 * KIB, 64 * KIB, MIB, 16 * MIB].into_iter().enumerate() {
         publisher.put(alloc(&provider, len, seq as u64)).await.expect("put");
-        assert_eq!(ask(&mut peer, "recv 1"), format!("{seq}..={seq}"));
+        assert_eq!(peer.ask("recv 1"), format!("{seq}..={seq}"));
     }
     peer.finish();
     // Let go by that process, noticed by the next who finds nothing idle.
@@ -200,7 +180,7 @@ async fn zenoh_buffer_held_in_another_process_is_unchanged_after_thousands_more(
         publisher.put(buf).await.expect("put");
         seq += 1;
     }
-    assert_eq!(ask(&mut peer, "hold 3"), "held");
+    assert_eq!(peer.ask("hold 3"), "held");
     for round in 0..40 {
         let len = [200, 64 * KIB, MIB][round % 3];
         let batch = if len == MIB { 10 } else { 100 };
@@ -214,16 +194,16 @@ async fn zenoh_buffer_held_in_another_process_is_unchanged_after_thousands_more(
             publisher.put(buf).await.expect("put");
             seq += 1;
             if (seq - first).is_multiple_of(10) {
-                assert_eq!(ask(&mut peer, "recv 10"), format!("{}..={}", seq - 10, seq - 1));
+                assert_eq!(peer.ask("recv 10"), format!("{}..={}", seq - 10, seq - 1));
             }
             let stats = pool.stats();
             assert!(stats.bytes <= stats.max_bytes, "{stats:?}");
         }
-        assert_eq!(ask(&mut peer, "check"), "unchanged");
+        assert_eq!(peer.ask("check"), "unchanged");
     }
     assert!(seq > 2_500);
     // And once let go, it is used again.
-    assert_eq!(ask(&mut peer, "drop 3"), "dropped");
+    assert_eq!(peer.ask("drop 3"), "dropped");
     until("the memory is used again", || {
         let bufs: Vec<_> = (0..10).map(|_| alloc(&provider, 200, 0)).collect();
         bufs.iter().any(|buf| places.contains(&(buf.as_ptr() as usize))) || {
@@ -245,9 +225,9 @@ async fn zenoh_buffer_for_any_receiver_is_read_in_place_by_plain_zenoh() {
     until_matched(&publisher).await;
     for (seq, len) in [100, 4 * KIB, 64 * KIB].into_iter().enumerate() {
         publisher.put(alloc(&provider, len, seq as u64)).await.expect("put");
-        assert_eq!(ask(&mut peer, "hold 1"), "held");
+        assert_eq!(peer.ask("hold 1"), "held");
     }
-    assert_eq!(ask(&mut peer, "check"), "unchanged");
+    assert_eq!(peer.ask("check"), "unchanged");
     peer.finish();
 }
 
@@ -261,7 +241,7 @@ async fn zenoh_allocation_at_the_cap_waits_until_another_process_lets_go() {
     for seq in 0..2 {
         publisher.put(alloc(&provider, MIB, seq)).await.expect("put");
     }
-    assert_eq!(ask(&mut peer, "hold 2"), "held");
+    assert_eq!(peer.ask("hold 2"), "held");
     assert!(is_out_of_memory(provider.alloc(MIB).wait()));
     let waiting = tokio::spawn({
         let provider = Arc::clone(&provider);
@@ -270,14 +250,14 @@ async fn zenoh_allocation_at_the_cap_waits_until_another_process_lets_go() {
     // Long enough for many looks, none of which may find anything.
     tokio::time::sleep(Duration::from_millis(50)).await;
     assert!(!waiting.is_finished());
-    assert_eq!(ask(&mut peer, "drop 1"), "dropped");
+    assert_eq!(peer.ask("drop 1"), "dropped");
     let buf = within("the wait", waiting).await.expect("no panic").expect("memory");
     // The same on a thread.
     let blocked = spawn_bounded("the blocking wait", {
         let provider = Arc::clone(&provider);
         move || provider.alloc(MIB).with_policy::<Waiting>().wait().expect("memory").len()
     });
-    assert_eq!(ask(&mut peer, "drop 1"), "dropped");
+    assert_eq!(peer.ask("drop 1"), "dropped");
     assert_eq!(blocked(), MIB);
     drop(buf);
     peer.finish();
@@ -445,10 +425,10 @@ async fn zenoh_receiver_unmaps_what_its_sender_has_freed() {
     let mut peer = receiver(&dir, &at, "pool");
     until_matched(&publisher).await;
     publisher.put(alloc(&provider, MIB, 0)).await.expect("put");
-    assert_eq!(ask(&mut peer, "hold 1"), "held");
+    assert_eq!(peer.ask("hold 1"), "held");
     for seq in 1..100 {
         publisher.put(alloc(&provider, 100 * KIB, seq)).await.expect("put");
-        assert_eq!(ask(&mut peer, "recv 1"), format!("{seq}..={seq}"));
+        assert_eq!(peer.ask("recv 1"), format!("{seq}..={seq}"));
         until("it was let go", || {
             provider.garbage_collect();
             pool.trim();
@@ -456,9 +436,9 @@ async fn zenoh_receiver_unmaps_what_its_sender_has_freed() {
         })
         .await;
     }
-    let mappings: usize = ask(&mut peer, "mappings").parse().expect("a number");
+    let mappings: usize = peer.ask("mappings").parse().expect("a number");
     assert!(mappings <= 3, "{mappings} mappings for two segments");
-    assert_eq!(ask(&mut peer, "check"), "unchanged");
+    assert_eq!(peer.ask("check"), "unchanged");
     peer.finish();
     drop(provider);
 }

@@ -126,8 +126,7 @@ impl Drop for BridgeProcess {
 }
 
 fn ask(peer: &mut Peer, line: &str) -> u64 {
-    peer.tell(line);
-    peer.hear().parse().expect("a number")
+    peer.ask(line).parse().expect("a number")
 }
 
 fn runtime() -> tokio::runtime::Runtime {

@@ -46,6 +46,13 @@ impl Place {
         ShmPublisher::builder("t").runtime_dir(self.0.path())
     }
 
+    /// One whose tasks run only while somebody drives its runtime.
+    fn idle_publisher(&self) -> (tokio::runtime::Runtime, ShmPublisher) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let publisher = self.publisher().runtime(runtime.handle().clone()).bind().unwrap();
+        (runtime, publisher)
+    }
+
     fn subscriber(&self) -> ShmSubscriberBuilder {
         ShmSubscriber::builder("t").runtime_dir(self.0.path())
     }

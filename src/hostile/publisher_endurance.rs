@@ -218,8 +218,7 @@ fn child_shortage() {
         return;
     }
     let place = Place::new();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let publisher = place.publisher().runtime(runtime.handle().clone()).bind().unwrap();
+    let (runtime, publisher) = place.idle_publisher();
     runtime.block_on(tokio::task::yield_now());
     let wire = Guest::connect(&place, &publisher);
     assert!(wire.say(hello(1, OnFullWire::Wait), &[]));
@@ -246,8 +245,7 @@ fn child_crowd() {
         return;
     }
     let place = Place::new();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let publisher = place.publisher().runtime(runtime.handle().clone()).bind().unwrap();
+    let (runtime, publisher) = place.idle_publisher();
     let mut subscriber = place.subscriber().connect().unwrap();
     publisher.try_send([1]).unwrap();
     let received = runtime.block_on(async { tokio::time::timeout(LIMIT, subscriber.recv()).await });
@@ -284,8 +282,7 @@ fn child_unwelcome() {
         return;
     }
     let place = Place::new();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let publisher = place.publisher().runtime(runtime.handle().clone()).bind().unwrap();
+    let (runtime, publisher) = place.idle_publisher();
     drop_capabilities();
     let most = rustix::process::getrlimit(Resource::Nofile).maximum.unwrap_or(u64::MAX);
     set_limit(Resource::Nofile, most);
@@ -312,8 +309,7 @@ fn child_unwelcome() {
 #[test]
 fn hostile_socket_without_room_for_a_welcome_is_closed() {
     let place = Place::new();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let publisher = place.publisher().runtime(runtime.handle().clone()).bind().unwrap();
+    let (_runtime, publisher) = place.idle_publisher();
     let (ours, theirs) = pair().unwrap();
     let (ours, theirs) = (Arc::new(ours), Wire(theirs));
     let retire = encoded(Frame::Retire { id: 1 });

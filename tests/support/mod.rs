@@ -3,6 +3,7 @@
 #![allow(dead_code)] // Each test binary uses its own part.
 #![allow(clippy::print_stdout)] // It is how a child speaks to its parent.
 
+pub(crate) mod numbered;
 #[cfg(feature = "zenoh")]
 pub(crate) mod sessions;
 
@@ -174,6 +175,12 @@ impl Peer {
 
     pub(crate) fn tell(&mut self, line: &str) {
         writeln!(self.stdin.as_mut().expect("open"), "{line}").expect("write to the child");
+    }
+
+    /// Tells it something, and waits for what it says to that.
+    pub(crate) fn ask(&mut self, line: &str) -> String {
+        self.tell(line);
+        self.hear()
     }
 
     /// Says no more: its [`Role::hear`] returns `None`.
