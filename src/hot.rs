@@ -101,6 +101,8 @@ mod tests {
 #[cfg(all(test, tokio_shm_loom))]
 mod loom_tests {
     use super::*;
+    use crate::sync::atomic::AtomicU32;
+    use crate::sync::fence_after_rmw;
     use loom::cell::UnsafeCell;
     use loom::thread;
 
@@ -137,6 +139,43 @@ mod loom_tests {
             let thing = hot.take().unwrap();
             // SAFETY: the cell checks.
             assert_eq!(thing.0.with(|count| unsafe { *count }), turns);
+        });
+    }
+
+    /// What of a pool sees to it that nothing stays in one that is closed.
+    struct Shelf {
+        hot: Hot<u32>,
+        closed: AtomicU32,
+    }
+
+    impl Shelf {
+        fn keep(&self, thing: Arc<u32>) {
+            assert!(self.hot.try_put(thing).is_ok(), "there is only one");
+            fence_after_rmw();
+            if self.closed.load(Ordering::Relaxed) != 0 {
+                drop(self.hot.take());
+            }
+        }
+
+        fn close(&self) {
+            self.closed.swap(1, Ordering::Relaxed);
+            fence_after_rmw();
+            drop(self.hot.take());
+        }
+    }
+
+    // Tried: without the fence in `close`, loom finds the thing that stays.
+    #[test]
+    fn loom_thing_kept_while_the_pool_closes_does_not_stay() {
+        loom::model(|| {
+            let shelf = Arc::new(Shelf { hot: Hot::new(), closed: AtomicU32::new(0) });
+            let closer = thread::spawn({
+                let shelf = shelf.clone();
+                move || shelf.close()
+            });
+            shelf.keep(Arc::new(7));
+            closer.join().unwrap();
+            assert!(shelf.hot.take().is_none());
         });
     }
 }
