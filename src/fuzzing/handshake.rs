@@ -13,7 +13,7 @@ use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg}
 use super::page::Lie;
 use crate::access::Access;
 use crate::link::{LinkPage, LinkRx, Next};
-use crate::proto::layout::{Geometry, Page};
+use crate::proto::layout::{CONTROL_WORDS, Geometry, Page};
 use crate::proto::ring::{Descriptor, Producer};
 use crate::proto::wire::{BackingWire, FRAME_MAX, Frame, Hello, OnFullWire, RefusedReason, Segment, Welcome};
 use crate::publisher::shared::Shared;
@@ -210,7 +210,7 @@ impl Place {
     fn descriptor(self, seq: u64, ticket: u32) -> Descriptor {
         let (segment, offset, len) = match self {
             Self::Within(at) => (u64::from(at % 4), 64 * u64::from(at % 64), u64::from(at)),
-            Self::Anywhere(segment, offset, len) => (segment.into(), 64 * u64::from(offset), len.value()),
+            Self::Anywhere(segment, offset, len) => (segment.into(), 64 * u64::from(offset), len.value() >> 23),
         };
         Descriptor { seq, segment, offset, len, ticket }
     }
@@ -227,7 +227,7 @@ fn say(connection: &Connection, said: &Said, given: [Option<Gift>; 4], page: &Ow
 }
 
 fn scribble(page: Page<'_>, at: u16, anywhere: bool, lie: Lie) {
-    let among = if anywhere { page.words() } else { 9 };
+    let among = if anywhere { page.words() } else { CONTROL_WORDS + 4 };
     page.scribble(usize::from(at) % among, lie.value());
 }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use crate::proto::bell::{arm, disarm, must_ring};
-use crate::proto::layout::HeapPage;
+use crate::proto::layout::{CONTROL_WORDS, HeapPage};
 use crate::proto::model::Publisher;
 use crate::proto::release::release;
 use crate::proto::ring::{Consumer, Popped};
@@ -116,7 +116,7 @@ pub fn page(depth: u8, ops: &[Op]) {
                 let _ = heap.page().validate();
             }
             Op::Scribble(at, lie) => heap.scribble(usize::from(at) % heap.words(), lie.value()),
-            Op::ScribbleCursor(at, lie) => heap.scribble(usize::from(at) % 9, lie.value()),
+            Op::ScribbleCursor(at, lie) => heap.scribble(usize::from(at) % (CONTROL_WORDS + 4), lie.value()),
         }
         assert_eq!(publisher.tickets.outstanding() as usize, owned.len());
     }

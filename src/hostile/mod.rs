@@ -20,7 +20,7 @@ use rustix::io::IoSlice;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 
 use crate::link::LinkPage;
-use crate::proto::layout::{Geometry, Page};
+use crate::proto::layout::{CONTROL_WORDS, Geometry, Page};
 use crate::proto::ring::Producer;
 use crate::proto::wire::{FRAME_MAX, Frame, Hello, OnFullWire, Welcome};
 use crate::sys::bell::Bell;
@@ -28,6 +28,12 @@ use crate::sys::clock::monotonic_ns;
 use crate::sys::socket::{Connection, Listener, Received};
 use crate::topic::{RuntimeDir, TopicDir, TopicName};
 use crate::{ShmPublisher, ShmPublisherBuilder, ShmSubscriber, ShmSubscriberBuilder};
+
+/// Where [`Page::scribble`] has them.
+const OFFERED: usize = 3;
+const HEAD: usize = 4;
+const DATA_ARMED: usize = 5;
+const CREDIT_ARMED: usize = 6;
 
 /// No wait in any test is longer.
 const LIMIT: Duration = Duration::from_secs(30);

@@ -121,9 +121,8 @@ fn others_frames() -> Vec<Frame> {
 /// What a hostile subscriber does on a link that stands.
 type Deed = (&'static str, fn(&mut Attacked, &Guest), &'static str);
 
-/// Where [`Page::scribble`] has it, and the release bitmap behind four entries.
-const HEAD: usize = 5;
-const RELEASED: usize = 8 + 4 * 4;
+/// Where [`Page::scribble`] has the release bitmap behind four entries.
+const RELEASED: usize = CONTROL_WORDS + 4 * 4;
 
 const DEEDS: &[Deed] = &[
     (

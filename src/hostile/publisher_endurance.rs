@@ -166,8 +166,8 @@ fn hostile_subscriber_that_fills_and_rings_what_it_was_given_hinders_nobody() {
             bell.ring();
             rustix::io::write(bell, &1_u64.to_ne_bytes()).unwrap();
         }
-        guest.view().scribble(6, 1);
-        guest.view().scribble(7, u64::MAX);
+        guest.view().scribble(DATA_ARMED, 1);
+        guest.view().scribble(CREDIT_ARMED, u64::MAX);
     });
     this.exchange_some(500);
     wait_until("it goes on", || rings.times() > 500);
@@ -188,8 +188,10 @@ fn hostile_subscribers_that_scribble_harm_only_their_links() {
             let view = guest.view();
             // Mostly what it may write, and mostly often.
             let at = match random(&mut state) % 4 {
-                0 => 5,
-                1 => 8 + view.entries.len() * 4 + random(&mut state) as usize % view.released.len(),
+                0 => HEAD,
+                1 => {
+                    CONTROL_WORDS + view.entries.len() * 4 + random(&mut state) as usize % view.released.len()
+                }
                 _ => random(&mut state) as usize % view.words(),
             };
             view.scribble(at, lie(&mut state));

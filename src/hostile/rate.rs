@@ -85,8 +85,8 @@ const KINDS: &[Kind] = &[
             loop {
                 guest.credit.ring();
                 // The flags of both bells.
-                guest.view().scribble(6, 1);
-                guest.view().scribble(7, 1);
+                guest.view().scribble(DATA_ARMED, 1);
+                guest.view().scribble(CREDIT_ARMED, 1);
             }
         },
         LEAST,

@@ -133,7 +133,7 @@ const PUBLISHERS: &[Case] = &[
     at("mid-send", "streams", "send: numbered", 20),
     at("mid-send", "streams", "offer: ticket issued", 40),
     at("mid-send", "streams", "push: entry written", 40),
-    at("mid-send", "streams", "push: tail stored", 40),
+    at("mid-send", "streams", "push: published", 40),
     at("mid-send", "streams", "offer: one link", 40),
     at("mid-send", "streams", "data bell: disarmed", 4),
     at("mid-send", "streams", "reclaim: word swapped", 5),

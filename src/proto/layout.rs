@@ -18,7 +18,7 @@ use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 pub(crate) const MAGIC: u64 = u64::from_le_bytes(*b"shm-link");
 
 /// Changes with every change of this layout or of what its words mean.
-pub(crate) const VERSION: u32 = 1;
+pub(crate) const VERSION: u32 = 2;
 
 /// The most tickets a link can have: a ticket has 16 bits in a descriptor.
 pub(crate) const DEPTH_MAX: u32 = 1 << 16;
@@ -94,8 +94,8 @@ pub(crate) struct Control {
     version: AtomicU32,
     /// The link's depth; the publisher, once. Read only to be compared with what the handshake said.
     depth: AtomicU32,
-    /// What the publisher alone writes.
-    pub(crate) sent: Apart<Sent>,
+    /// Each message with a sequence number below this one was either queued here or dropped. Only grows; the publisher.
+    pub(crate) offered: Apart<AtomicU64>,
     /// Ring position of the oldest unread entry. Grows by one, by compare-and-swap: from the subscriber, which takes
     /// the entry, or from the publisher, which takes it back.
     pub(crate) head: Apart<AtomicU64>,
@@ -104,15 +104,6 @@ pub(crate) struct Control {
     pub(crate) data_armed: Apart<AtomicU32>,
     /// 1: the publisher has run out of tickets and sleeps until one is released. As `data_armed`, roles exchanged.
     pub(crate) credit_armed: Apart<AtomicU32>,
-}
-
-/// The words that the publisher stores and the subscriber only loads.
-#[repr(C)]
-pub(crate) struct Sent {
-    /// Ring position of the next entry to be written. Grows by one with each message queued.
-    pub(crate) tail: AtomicU64,
-    /// Each message with a sequence number below this one was either queued here or dropped. Only grows.
-    pub(crate) offered: AtomicU64,
 }
 
 /// A descriptor on the ring; [`ring`](super::ring) says what is in which word.
@@ -143,13 +134,10 @@ const _: () = {
     assert!(offset_of!(Control, magic) == 0);
     assert!(offset_of!(Control, version) == 8);
     assert!(offset_of!(Control, depth) == 12);
-    assert!(offset_of!(Control, sent) == APART);
+    assert!(offset_of!(Control, offered) == APART);
     assert!(offset_of!(Control, head) == 2 * APART);
     assert!(offset_of!(Control, data_armed) == 3 * APART);
     assert!(offset_of!(Control, credit_armed) == 4 * APART);
-    assert!(size_of::<Sent>() == 16);
-    assert!(offset_of!(Sent, tail) == 0);
-    assert!(offset_of!(Sent, offered) == 8);
     assert!(size_of::<Entry>() == ENTRY_LEN);
     assert!(align_of::<Entry>() == ENTRY_LEN);
     assert!(CONTROL_LEN.is_multiple_of(align_of::<Entry>()));
@@ -219,7 +207,7 @@ impl<'a> Page<'a> {
         let control = self.control;
         control.version.store(VERSION, Ordering::Relaxed);
         control.depth.store(self.geometry.depth, Ordering::Relaxed);
-        control.sent.offered.store(offered, Ordering::Relaxed);
+        control.offered.store(offered, Ordering::Relaxed);
         // SYNC POINT: page prepared
         control.magic.store(MAGIC, Ordering::Release);
     }
@@ -264,7 +252,7 @@ impl HeapPage {
                 magic: word(),
                 version: flag(),
                 depth: flag(),
-                sent: Apart(Sent { tail: word(), offered: word() }),
+                offered: Apart(word()),
                 head: Apart(word()),
                 data_armed: Apart(flag()),
                 credit_armed: Apart(flag()),
@@ -296,11 +284,15 @@ impl HeapPage {
     }
 }
 
+/// How many words [`Page::scribble`] can reach before the first entry.
+#[cfg(all(any(test, fuzzing), not(tokio_shm_loom)))]
+pub(crate) const CONTROL_WORDS: usize = 7;
+
 #[cfg(all(any(test, fuzzing), not(tokio_shm_loom)))]
 impl Page<'_> {
     /// How many words [`scribble`](Self::scribble) can reach.
     pub(crate) fn words(self) -> usize {
-        8 + self.entries.len() * 4 + self.released.len()
+        CONTROL_WORDS + self.entries.len() * 4 + self.released.len()
     }
 
     /// What a hostile peer does: stores `value` in the `at`-th word, whatever that word is.
@@ -311,13 +303,12 @@ impl Page<'_> {
             0 => control.magic.store(value, Ordering::Relaxed),
             1 => control.version.store(narrow, Ordering::Relaxed),
             2 => control.depth.store(narrow, Ordering::Relaxed),
-            3 => control.sent.tail.store(value, Ordering::Relaxed),
-            4 => control.sent.offered.store(value, Ordering::Relaxed),
-            5 => control.head.store(value, Ordering::Relaxed),
-            6 => control.data_armed.store(narrow, Ordering::Relaxed),
-            7 => control.credit_armed.store(narrow, Ordering::Relaxed),
+            3 => control.offered.store(value, Ordering::Relaxed),
+            4 => control.head.store(value, Ordering::Relaxed),
+            5 => control.data_armed.store(narrow, Ordering::Relaxed),
+            6 => control.credit_armed.store(narrow, Ordering::Relaxed),
             _ => {
-                let at = at - 8;
+                let at = at - CONTROL_WORDS;
                 match self.entries.get(at / 4) {
                     Some(entry) => entry.0[at % 4].store(value, Ordering::Relaxed),
                     None => self.released[at - self.entries.len() * 4].store(value, Ordering::Relaxed),
@@ -375,7 +366,7 @@ mod tests {
         let word = |offset: usize| mapped.0[offset / 8].load(Ordering::Relaxed);
         assert_eq!(word(0), MAGIC);
         assert_eq!(word(8), u64::from(VERSION) | 65 << 32);
-        assert_eq!((word(128), word(136)), (0, 7));
+        assert_eq!(word(128), 7);
         assert_eq!(word(256), 3);
         assert_eq!(word(geometry.entries_offset() + 128 * 32 - 8), 5);
         assert_eq!(word(geometry.released_offset() + 8), 9);

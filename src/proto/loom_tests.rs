@@ -5,7 +5,7 @@
 //! that went missing a failed count. What the sockets carry is not modelled, except that the end of one process orders all
 //! that it did before what the other does about it: loom's `join`.
 //!
-//! Tried, one at a time, and found by the models here: `Relaxed` in place of `Release` for `tail` in `ring::Producer::push`, and for
+//! Tried, one at a time, and found by the models here: `Relaxed` in place of `Release` for the stamp in `ring::Descriptor::publish`, and for
 //! the `fetch_or` in `release::release`, the fences of `bell::arm` and `bell::fence_before_looking` left out, and a publisher that
 //! reuses what it takes back although the subscriber has claimed it.
 #![allow(unsafe_code)]

@@ -38,15 +38,9 @@ pub(crate) enum Misbehaved {
     /// The ring's head only ever grows.
     #[error("moved the ring's head back from {seen} to {now}")]
     HeadWentBack { seen: u64, now: u64 },
-    /// The ring's tail only ever grows.
-    #[error("moved the ring's tail back from {seen} to {now}")]
-    TailWentBack { seen: u64, now: u64 },
     /// Only what was queued can have been taken from the ring.
     #[error("moved the ring's head to {head}, past its tail {tail}")]
     HeadPastTail { head: u64, tail: u64 },
-    /// The publisher queued more than the subscriber has tickets for.
-    #[error("queued {queued} messages on a ring for {capacity}")]
-    RingOverfull { queued: u64, capacity: u64 },
     /// The subscriber gave back tickets of messages that it has not taken from the ring.
     #[error(
         "gave back messages that it had not received, so that {queued} are queued on a ring for {capacity}"

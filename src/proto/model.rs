@@ -28,7 +28,7 @@ impl Publisher {
     pub(crate) fn publish(&mut self, heap: &HeapPage) -> Result<bool, Misbehaved> {
         let seq = self.next_seq;
         let Ok(ticket) = self.tickets.issue(self.producer.position(), seq) else { return Ok(false) };
-        let descriptor = Descriptor { seq, segment: seq ^ 0xabcd, offset: seq * 64, len: !seq, ticket };
+        let descriptor = Descriptor { seq, segment: seq ^ 0xabcd, offset: seq * 64, len: seq ^ 0x5a, ticket };
         self.producer.push(heap.page(), descriptor);
         self.next_seq += 1;
         self.producer.offer(heap.page(), self.next_seq);

@@ -1,8 +1,13 @@
 //! The queue of a link: one producer, one consumer, and a producer that may take back what has not been read.
 //!
-//! Both cursors count ring positions and never wrap. The producer alone writes `tail`. `head` moves by one at a time, by
+//! Both cursors count ring positions and never wrap. The producer's own, `tail`, is known to nobody else: an entry says by
+//! itself, by its *stamp*, which position was written there last, so that a consumer that waits looks at the very cache
+//! line that will bring the message, and fetches no other one first. `head` moves by one at a time, by
 //! compare-and-swap, because both sides may move it: the consumer to take the oldest entry, the producer to take it
 //! back. Whoever moves `head` off a position owns the message there; there is no third case.
+//!
+//! A stamp has the low bits of a position only. It need do no more than tell a position from the one a lap before: a consumer
+//! that is further behind, because entries were taken back, finds `head` moved, or fails to claim what it read.
 //!
 //! The consumer reads an entry *before* it claims it. The other order would be wrong: once claimed, a slow consumer's
 //! entry could be overwritten before it is read, because the producer can take back everything after it and come round
@@ -12,13 +17,13 @@
 //! [`Tickets`](super::ticket::Tickets). It does not know what a descriptor's segment is, nor whether its bytes exist.
 //!
 //! # Orderings
-//! - *descriptor published*: the producer stores an entry, then `tail` (Release); the consumer loads `tail` (Acquire),
-//!   then the entry.
+//! - *descriptor published*: the producer stores the words of an entry, the one with the stamp last (Release); the consumer
+//!   loads that one (Acquire), then the others.
 //! - *entry claimed*: the consumer loads an entry, then moves `head` (Release). The producer acquires that before it
 //!   writes to the entry's place again: either by taking back a later entry (Acquire), or by collecting a ticket
 //!   released later, whose release bitmap has a sync point of its own.
-//! - *entry taken back*: the producer moves `head` (Release) after it stored the `tail` that allows it; a consumer that
-//!   finds `head` moved (Acquire) and then loads `tail` finds it no less than `head`, if the producer is honest.
+//! - *entry taken back*: the producer moves `head` before it stores a later stamp in that place (Release): a consumer that
+//!   finds the later stamp (Acquire) and then loads `head` finds it moved.
 //! - *messages offered*: the producer queues, then stores `offered` (Release); a consumer that loads `offered` (Acquire)
 //!   and then finds the ring empty knows that what it misses below `offered` was dropped.
 
@@ -35,10 +40,27 @@ mod tests;
 const LOST_RACES_MAX: u32 = 64;
 
 const TICKET_BITS: u32 = 16;
+const LEN_BITS: u32 = 41;
+const _: () = assert!((super::class::LARGEST as u64) < 1 << LEN_BITS);
+/// A stamp tells a lap from the one before: it has more bits than a position within the longest ring.
+const _: () = assert!((super::layout::DEPTH_MAX as u64) < 1 << (u64::BITS - LEN_BITS));
+
+/// The stamp of an entry at `position`, where it stands in the last word. That of no position in the first lap is 0, which a new
+/// page is full of.
+#[inline]
+const fn stamp_of(position: u64) -> u64 {
+    position.wrapping_add(1) << LEN_BITS
+}
+
+/// Whether the last word of an entry says that it is the one at `position`.
+#[inline]
+const fn is_stamped(last: u64, position: u64) -> bool {
+    (last ^ stamp_of(position)) >> LEN_BITS == 0
+}
 
 /// What names a message on a link.
 ///
-/// Four words: `seq`; `segment`; `offset / 64` above 16 bits of `ticket`; `len`.
+/// Four words: `seq`; `segment`; `offset / 64` above 16 bits of `ticket`; the stamp above 41 bits of `len`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Descriptor {
     /// The publisher's number of the message.
@@ -47,7 +69,7 @@ pub(crate) struct Descriptor {
     pub(crate) segment: u64,
     /// Where in the segment it starts: a multiple of 64, below 2^54.
     pub(crate) offset: u64,
-    /// Bytes of payload.
+    /// Bytes of payload: no more than [`LARGEST`](super::class::LARGEST).
     pub(crate) len: u64,
     /// With what the message is given back.
     pub(crate) ticket: u32,
@@ -55,28 +77,40 @@ pub(crate) struct Descriptor {
 
 impl Descriptor {
     #[inline]
-    fn store(self, entry: &Entry) {
+    fn publish(self, entry: &Entry, position: u64) {
         debug_assert!(self.offset.is_multiple_of(64) && self.offset < 1 << 54);
-        debug_assert!(self.ticket < 1 << TICKET_BITS);
-        let words =
-            [self.seq, self.segment, ((self.offset / 64) << TICKET_BITS) | u64::from(self.ticket), self.len];
-        for (to, word) in entry.0.iter().zip(words) {
-            to.store(word, Ordering::Relaxed);
-        }
+        debug_assert!(self.ticket < 1 << TICKET_BITS && self.len < 1 << LEN_BITS);
+        let [seq, segment, place, last] = &entry.0;
+        seq.store(self.seq, Ordering::Relaxed);
+        segment.store(self.segment, Ordering::Relaxed);
+        place.store(((self.offset / 64) << TICKET_BITS) | u64::from(self.ticket), Ordering::Relaxed);
+        kill_point!("push: entry written");
+        // SYNC POINT: descriptor published
+        //
+        // Tried: with `Relaxed` here, loom has the consumer read the zeros, or the message, that was there before
+        // (`loom_message_…`).
+        last.store(stamp_of(position) | self.len, Ordering::Release);
     }
 
+    /// What stands in an entry, whose `last` word was loaded with Acquire.
     #[inline]
-    fn load(entry: &Entry) -> Self {
-        let [seq, segment, place, len] = entry.0.each_ref().map(|word| word.load(Ordering::Relaxed));
-        let ticket = (place & ((1 << TICKET_BITS) - 1)) as u32;
-        Self { seq, segment, offset: (place >> TICKET_BITS) * 64, len, ticket }
+    fn load(entry: &Entry, last: u64) -> Self {
+        let [seq, segment, place, _] = &entry.0;
+        let place = place.load(Ordering::Relaxed);
+        Self {
+            seq: seq.load(Ordering::Relaxed),
+            segment: segment.load(Ordering::Relaxed),
+            offset: (place >> TICKET_BITS) * 64,
+            len: last & ((1 << LEN_BITS) - 1),
+            ticket: (place & ((1 << TICKET_BITS) - 1)) as u32,
+        }
     }
 }
 
 /// The publisher's end of one link's ring.
 #[derive(Debug)]
 pub(crate) struct Producer {
-    /// The position of the next entry; `tail` in the page is a copy.
+    /// The position of the next entry.
     tail: u64,
     /// The furthest that `head` was ever seen.
     head_seen: u64,
@@ -97,15 +131,9 @@ impl Producer {
     /// Queues a message whose ticket was free until now. The subscriber is then to be rung for.
     #[inline]
     pub(crate) fn push(&mut self, page: Page<'_>, descriptor: Descriptor) {
-        descriptor.store(entry_at(page, self.tail));
-        kill_point!("push: entry written");
+        descriptor.publish(entry_at(page, self.tail), self.tail);
         self.tail += 1;
-        // SYNC POINT: descriptor published
-        //
-        // Tried: with `Relaxed` here, loom has the consumer read the zeros, or the message, that was there before
-        // (`loom_message_…`).
-        page.control.sent.tail.store(self.tail, Ordering::Release);
-        kill_point!("push: tail stored");
+        kill_point!("push: published");
     }
 
     /// Takes back the oldest message that the subscriber has not received, and returns its ring position.
@@ -140,7 +168,7 @@ impl Producer {
     /// Tells the subscriber that all messages numbered below `seq` were queued on this link, or dropped.
     pub(crate) fn offer(&self, page: Page<'_>, seq: u64) {
         // SYNC POINT: messages offered
-        page.control.sent.offered.store(seq, Ordering::Release);
+        page.control.offered.store(seq, Ordering::Release);
     }
 
     /// Checks a `head` that the subscriber may have made up.
@@ -181,9 +209,6 @@ pub(crate) enum Popped {
 pub(crate) struct Consumer {
     /// The position to be popped next, unless the publisher has taken it back.
     head: u64,
-    /// The furthest that `tail` was ever seen: reloaded only when everything below is used up. Below `head` for a
-    /// moment when the publisher has taken back messages that this side never saw.
-    tail_seen: u64,
     /// The furthest that `offered` was ever seen.
     offered_seen: u64,
 }
@@ -191,37 +216,35 @@ pub(crate) struct Consumer {
 impl Consumer {
     /// For a page whose publisher just prepared it.
     pub(crate) const fn new() -> Self {
-        Self { head: 0, tail_seen: 0, offered_seen: 0 }
+        Self { head: 0, offered_seen: 0 }
     }
 
     /// Takes the oldest message from the ring.
     #[inline]
     pub(crate) fn pop(&mut self, page: Page<'_>) -> Result<Popped, Misbehaved> {
         for _ in 0..LOST_RACES_MAX {
-            if self.head >= self.tail_seen {
-                self.see_tail(page)?;
-                if self.head == self.tail_seen {
+            let entry = entry_at(page, self.head);
+            // SYNC POINT: descriptor published
+            let last = entry.0[3].load(Ordering::Acquire);
+            if !is_stamped(last, self.head) {
+                // SYNC POINT: entry taken back
+                let now = page.control.head.load(Ordering::Acquire);
+                if now == self.head {
                     return Ok(Popped::Empty);
                 }
-                if self.head > self.tail_seen {
-                    continue;
-                }
+                self.see_head(now)?;
+                continue;
             }
-            let descriptor = Descriptor::load(entry_at(page, self.head));
+            let descriptor = Descriptor::load(entry, last);
             kill_point!("pop: entry read");
             // SYNC POINT: entry claimed (Release), entry taken back (Acquire)
-            match page.control.head.compare_exchange(
-                self.head,
-                self.head + 1,
-                Ordering::Release,
-                Ordering::Acquire,
-            ) {
+            let next = self.head.wrapping_add(1);
+            match page.control.head.compare_exchange(self.head, next, Ordering::Release, Ordering::Acquire) {
                 Ok(_) => {
                     kill_point!("pop: entry claimed");
-                    self.head += 1;
+                    self.head = next;
                     return self.check(page, descriptor).map(Popped::Message);
                 }
-                // If this is past the tail that was seen, the next turn compares it with a newer one.
                 Err(now) => self.see_head(now)?,
             }
         }
@@ -234,7 +257,9 @@ impl Consumer {
     /// for the last look after arming the doorbell.
     #[inline]
     pub(crate) fn is_empty(&self, page: Page<'_>) -> bool {
-        self.head >= self.tail_seen && page.control.sent.tail.load(Ordering::Relaxed) == self.head
+        // SYNC POINT: entry taken back
+        let last = entry_at(page, self.head).0[3].load(Ordering::Acquire);
+        !is_stamped(last, self.head) && page.control.head.load(Ordering::Relaxed) == self.head
     }
 
     /// The number below which the publisher has queued or dropped all messages.
@@ -243,40 +268,12 @@ impl Consumer {
     #[inline]
     pub(crate) fn offered(&mut self, page: Page<'_>) -> Result<u64, Misbehaved> {
         // SYNC POINT: messages offered
-        let now = page.control.sent.offered.load(Ordering::Acquire);
+        let now = page.control.offered.load(Ordering::Acquire);
         if now < self.offered_seen {
             return Err(Misbehaved::OfferedWentBack { seen: self.offered_seen, now });
         }
         self.offered_seen = now;
         Ok(now)
-    }
-
-    /// Loads `tail`, which the publisher may have made up, and checks it.
-    ///
-    /// `head` may be past the tail seen after this, if the publisher went on queueing and taking back meanwhile.
-    #[inline]
-    fn see_tail(&mut self, page: Page<'_>) -> Result<(), Misbehaved> {
-        // SYNC POINT: descriptor published
-        let tail = page.control.sent.tail.load(Ordering::Acquire);
-        if tail < self.tail_seen {
-            return Err(Misbehaved::TailWentBack { seen: self.tail_seen, now: tail });
-        }
-        if tail < self.head {
-            return Err(Misbehaved::HeadPastTail { head: self.head, tail });
-        }
-        self.tail_seen = tail;
-        let capacity = page.entries.len() as u64;
-        if tail - self.head > capacity {
-            // More than there is room for, counted from where this side stands: so the publisher must have taken some
-            // back before it stored that tail.
-            // SYNC POINT: entry taken back
-            self.see_head(page.control.head.load(Ordering::Acquire))?;
-            let queued = tail.saturating_sub(self.head);
-            if queued > capacity {
-                return Err(Misbehaved::RingOverfull { queued, capacity });
-            }
-        }
-        Ok(())
     }
 
     /// Follows a `head` that the publisher has moved, or made up.

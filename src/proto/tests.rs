@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 fn assert_intact(message: Descriptor) {
     let seq = message.seq;
-    assert_eq!((message.segment, message.offset, message.len), (seq ^ 0xabcd, seq * 64, !seq));
+    assert_eq!((message.segment, message.offset, message.len), (seq ^ 0xabcd, seq * 64, seq ^ 0x5a));
 }
 
 #[derive(Debug, Clone)]

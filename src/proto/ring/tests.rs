@@ -1,6 +1,7 @@
 //! The ring against a plain queue. What only happens between threads is in `loom_tests` and in `proto::tests`.
 
 use super::*;
+use crate::proto::class::LARGEST;
 use crate::proto::layout::HeapPage;
 use proptest::prelude::*;
 use std::collections::VecDeque;
@@ -17,7 +18,7 @@ enum Op {
 
 fn op() -> impl Strategy<Value = Op> {
     prop_oneof![
-        4 => (any::<u64>(), 0u64..1 << 48, any::<u64>(), any::<u32>()).prop_map(
+        4 => (any::<u64>(), 0u64..1 << 48, 0..=LARGEST as u64, any::<u32>()).prop_map(
             |(segment, grains, len, ticket)| Op::Push { segment, offset: grains * 64, len, ticket }
         ),
         3 => Just(Op::Pop),
@@ -82,7 +83,8 @@ fn descriptor(seq: u64) -> Descriptor {
 #[test]
 fn deepest_link_has_a_ticket_for_every_bit_pattern() {
     let heap = HeapPage::new(1 << 16);
-    let descriptor = Descriptor { seq: 1, segment: 2, offset: (1 << 54) - 64, len: 3, ticket: (1 << 16) - 1 };
+    let (offset, len, ticket) = ((1 << 54) - 64, (1 << LEN_BITS) - 1, (1 << 16) - 1);
+    let descriptor = Descriptor { seq: 1, segment: 2, offset, len, ticket };
     Producer::new().push(heap.page(), descriptor);
     assert_eq!(Consumer::new().pop(heap.page()), Ok(Popped::Message(descriptor)));
 }
@@ -108,44 +110,52 @@ fn head_that_cannot_be_is_named_by_the_producer() {
 }
 
 #[test]
-fn tail_that_cannot_be_is_named_by_the_consumer() {
-    let heap = HeapPage::new(2);
-    let page = heap.page();
-    let mut consumer = Consumer::new();
-    page.control.sent.tail.store(3, Ordering::Relaxed);
-    assert_eq!(consumer.pop(page), Err(Misbehaved::RingOverfull { queued: 3, capacity: 2 }));
-    let mut consumer = Consumer::new();
-    page.control.sent.tail.store(1, Ordering::Relaxed);
-    assert!(matches!(consumer.pop(page), Ok(Popped::Message(_))));
-    page.control.sent.tail.store(0, Ordering::Relaxed);
-    assert_eq!(consumer.pop(page), Err(Misbehaved::TailWentBack { seen: 1, now: 0 }));
+fn entry_of_another_lap_is_no_message() {
+    // The first lap, one after which all bits of a stamp begin anew, and the last.
+    for lap in [0, (1 << 23) - 4, u64::MAX / 4 - 1] {
+        let heap = HeapPage::new(4);
+        let page = heap.page();
+        let first = lap * 4;
+        let (mut producer, mut consumer) = (Producer::new(), Consumer::new());
+        (producer.tail, producer.head_seen, consumer.head) = (first, first, first);
+        page.control.head.store(first, Ordering::Relaxed);
+        for seq in 0..3 {
+            assert_eq!(consumer.pop(page), Ok(Popped::Empty), "lap {lap}, message {seq}");
+            assert!(consumer.is_empty(page));
+            producer.push(page, descriptor(seq));
+            assert!(!consumer.is_empty(page));
+            assert_eq!(consumer.pop(page), Ok(Popped::Message(descriptor(seq))));
+        }
+    }
 }
 
 #[test]
 fn head_that_cannot_be_is_named_by_the_consumer() {
     let heap = HeapPage::new(2);
     let page = heap.page();
-    let mut consumer = Consumer::new();
-    page.control.sent.tail.store(1, Ordering::Relaxed);
-    page.control.head.store(2, Ordering::Relaxed);
-    assert_eq!(consumer.pop(page), Err(Misbehaved::HeadPastTail { head: 2, tail: 1 }));
-    let mut consumer = Consumer::new();
-    page.control.sent.tail.store(2, Ordering::Relaxed);
-    page.control.head.store(0, Ordering::Relaxed);
+    let (mut producer, mut consumer) = (Producer::new(), Consumer::new());
+    producer.push(page, descriptor(0));
     assert!(matches!(consumer.pop(page), Ok(Popped::Message(_))));
     page.control.head.store(0, Ordering::Relaxed);
+    assert_eq!(consumer.pop(page), Err(Misbehaved::HeadWentBack { seen: 1, now: 0 }));
+    producer.push(page, descriptor(1));
     assert_eq!(consumer.pop(page), Err(Misbehaved::HeadWentBack { seen: 1, now: 0 }));
 }
 
 #[test]
-fn cursors_at_the_end_of_their_range_do_not_overflow() {
+fn head_moved_on_to_nowhere_is_followed() {
     let heap = HeapPage::new(2);
     let page = heap.page();
     let mut consumer = Consumer::new();
-    page.control.sent.tail.store(u64::MAX, Ordering::Relaxed);
-    page.control.head.store(u64::MAX - 1, Ordering::Relaxed);
-    assert!(matches!(consumer.pop(page), Ok(Popped::Message(_))));
-    assert_eq!(consumer.pop(page), Ok(Popped::Empty));
+    for head in [7, u64::MAX - 1] {
+        page.control.head.store(head, Ordering::Relaxed);
+        assert!(!consumer.is_empty(page));
+        assert_eq!(consumer.pop(page), Ok(Popped::Empty));
+        assert!(consumer.is_empty(page));
+    }
+    // The position before the first is stamped as a new page is.
+    page.control.head.store(u64::MAX, Ordering::Relaxed);
+    assert!(consumer.pop(page).is_ok());
 }
 
 #[test]
