@@ -1,9 +1,10 @@
-//! A place for one thing that is shared by pointer: the one put there last, which the caches still know.
+//! Places for things that are shared by pointer: the ones put there last, which the caches still know.
 //!
-//! Taking and putting are one read-modify-write each, less than half of what a queue takes. What does not fit is the caller's
-//! to put elsewhere.
+//! Taking and putting are one read-modify-write each, less than half of what a queue takes, and threads that each have a place of
+//! their own do not get in each other's way. What does not fit is the caller's to put elsewhere.
 #![allow(unsafe_code)]
 
+use std::cell::Cell;
 use std::fmt;
 use std::ptr;
 
@@ -48,10 +49,10 @@ impl<T> Hot<T> {
         }
     }
 
-    /// Whether there is something, for statistics.
-    #[cfg(not(tokio_shm_loom))]
-    pub(crate) fn is_full(&self) -> bool {
-        !self.thing.load(Ordering::Relaxed).is_null()
+    /// A look at whether there is nothing, which fetches no more of what others have than that.
+    #[inline]
+    pub(crate) fn looks_empty(&self) -> bool {
+        self.thing.load(Ordering::Relaxed).is_null()
     }
 }
 
@@ -65,6 +66,103 @@ impl<T> Drop for Hot<T> {
     fn drop(&mut self) {
         drop(self.take());
     }
+}
+
+/// How many places there are at most.
+const PLACES: usize = 8;
+
+/// Places with their own cache lines. Each thread has one of them that it looks at first: all the same one, so that what one thread
+/// puts there another finds, until two are there at once; then one of them moves on.
+///
+/// A look comes before each read-modify-write: that has to wait until all that was written before is out, and would be in vain
+/// where many are taken or put in a row.
+#[derive(Debug)]
+pub(crate) struct HotPlaces<T> {
+    /// Only those up to `last` are used.
+    places: [Apart<Hot<T>>; PLACES],
+    /// One less than a power of two.
+    last: usize,
+}
+
+/// Not in one cache line with a neighbour, nor in the pair of lines that processors fetch.
+#[derive(Debug)]
+#[repr(align(128))]
+struct Apart<T>(T);
+
+thread_local! {
+    /// Which place is the thread's own, of however many there are: how often another got in its way.
+    static OWN: Cell<usize> = const { Cell::new(0) };
+}
+
+impl<T> HotPlaces<T> {
+    /// With at most `count` places, and one at least.
+    pub(crate) fn new(count: usize) -> Self {
+        let count = 1 << count.clamp(1, PLACES).ilog2();
+        Self { places: [(); PLACES].map(|()| Apart(Hot::new())), last: count - 1 }
+    }
+
+    pub(crate) fn count(&self) -> usize {
+        self.last + 1
+    }
+
+    #[inline]
+    fn own(&self) -> &Hot<T> {
+        &self.places[OWN.get() & self.last & (PLACES - 1)].0
+    }
+
+    /// Takes what is in this thread's own place.
+    #[inline]
+    pub(crate) fn take(&self) -> Option<Arc<T>> {
+        let own = self.own();
+        if own.looks_empty() {
+            return None;
+        }
+        let thing = own.take();
+        if thing.is_none() {
+            move_on();
+        }
+        thing
+    }
+
+    /// Takes something from whosever place.
+    pub(crate) fn take_any(&self) -> Option<Arc<T>> {
+        self.used().filter(|place| !place.looks_empty()).find_map(Hot::take)
+    }
+
+    /// Puts it into this thread's own place, or hands it back.
+    #[inline]
+    pub(crate) fn try_put(&self, thing: Arc<T>) -> Result<(), Arc<T>> {
+        let own = self.own();
+        if !own.looks_empty() {
+            return Err(thing);
+        }
+        let put = own.try_put(thing);
+        if put.is_err() {
+            move_on();
+        }
+        put
+    }
+
+    /// Puts it into whosever place, or hands it back if all are full.
+    pub(crate) fn try_put_any(&self, thing: Arc<T>) -> Result<(), Arc<T>> {
+        self.used().try_fold(thing, |thing, place| place.try_put(thing).err().ok_or(())).map_or(Ok(()), Err)
+    }
+
+    fn used(&self) -> impl Iterator<Item = &Hot<T>> {
+        self.places.iter().take(self.count()).map(|place| &place.0)
+    }
+
+    /// How many are full, for statistics.
+    #[cfg(not(tokio_shm_loom))]
+    pub(crate) fn len(&self) -> usize {
+        self.used().filter(|place| !place.looks_empty()).count()
+    }
+}
+
+/// Gives this thread another place of its own: somebody else was in this one.
+#[cold]
+fn move_on() {
+    OWN.set(OWN.get().wrapping_add(1));
 }
 
 // An `Arc<T>` is what goes through the pointer, from any thread to any other.
@@ -83,10 +181,45 @@ mod tests {
         let (hot, thing) = (Hot::new(), Arc::new(1));
         assert!(hot.take().is_none());
         hot.try_put(thing.clone()).unwrap();
-        assert!(hot.is_full());
+        assert!(!hot.looks_empty());
         assert_eq!(*hot.try_put(Arc::new(2)).unwrap_err(), 2);
         assert!(Arc::ptr_eq(&hot.take().unwrap(), &thing));
-        assert!(!hot.is_full() && hot.take().is_none());
+        assert!(hot.looks_empty() && hot.take().is_none());
+    }
+
+    #[test]
+    fn places_keep_as_many_as_there_are_whosever_they_are() {
+        let places = HotPlaces::new(7);
+        assert_eq!(places.count(), 4);
+        for thing in 0..4 {
+            assert_eq!(places.len(), thing);
+            places.try_put_any(Arc::new(thing)).unwrap();
+        }
+        assert_eq!(*places.try_put_any(Arc::new(4)).unwrap_err(), 4);
+        assert!(places.try_put(Arc::new(4)).is_err());
+        let mut taken = vec![*places.take().unwrap()];
+        assert!(places.take().is_none(), "another's is not this thread's own");
+        taken.extend(std::iter::from_fn(|| places.take_any()).map(|thing| *thing));
+        taken.sort_unstable();
+        assert_eq!(taken, [0, 1, 2, 3]);
+        assert_eq!(HotPlaces::<()>::new(0).count(), 1);
+    }
+
+    #[test]
+    fn places_of_one_thread_and_of_one_that_moved_on_differ() {
+        let places = Arc::new(HotPlaces::new(2));
+        places.try_put(Arc::new(0)).unwrap();
+        let other = std::thread::spawn({
+            let places = Arc::clone(&places);
+            move || {
+                assert!(places.try_put(Arc::new(1)).is_err(), "the same for all at first");
+                move_on();
+                places.try_put(Arc::new(1)).unwrap();
+            }
+        });
+        other.join().unwrap();
+        assert_eq!(places.len(), 2);
+        assert_eq!(*places.take().unwrap(), 0);
     }
 
     #[test]

@@ -132,7 +132,10 @@ async fn role_loans_without_descriptors() {
         with_descriptors(0, || {
             for len in [MIB, 100_000] {
                 let error = publisher.try_loan(len).unwrap_err();
-                assert!(matches!(error, LoanError::Pool(TakeError::Memory(_))), "{error}");
+                assert!(
+                    matches!(&error, LoanError::Pool(error) if matches!(**error, TakeError::Memory(_))),
+                    "{error}"
+                );
                 assert_says(&error, &["RLIMIT_NOFILE", "ulimit -n"]);
                 let error = publisher.try_send(vec![2; len]).unwrap_err();
                 assert_says(&error, &["RLIMIT_NOFILE", "ulimit -n"]);

@@ -210,7 +210,9 @@ impl Place {
     fn descriptor(self, seq: u64, ticket: u32) -> Descriptor {
         let (segment, offset, len) = match self {
             Self::Within(at) => (u64::from(at % 4), 64 * u64::from(at % 64), u64::from(at)),
-            Self::Anywhere(segment, offset, len) => (segment.into(), 64 * u64::from(offset), len.value() >> 23),
+            Self::Anywhere(segment, offset, len) => {
+                (segment.into(), 64 * u64::from(offset), len.value() >> 23)
+            }
         };
         Descriptor { seq, segment, offset, len, ticket }
     }

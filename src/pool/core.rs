@@ -2,7 +2,7 @@
 //!
 //! It never waits and runs on the caller's thread; who waits and how is [`ShmSegmentPool`](super::ShmSegmentPool)'s.
 
-use std::cell::RefCell;
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 
 use super::{PoolStats, ShmPoolConfig, SizeStats, TakeError};
 use crate::budget::{Budget, Reservation};
-use crate::hot::Hot;
+use crate::hot::HotPlaces;
 use crate::idle::Idle;
 use crate::proto::class::{self, ClassIndex};
 use crate::segment::Segment;
@@ -41,29 +41,20 @@ thread_local! {
     /// The pool that this thread gave something back to last. It has to outlive the giving back, and the slot does not see to
     /// that: once it is idle another thread may take and free it, and with it the last reference to the pool. A reference
     /// taken and dropped each time would cost as much as the queue does.
-    static LAST: RefCell<Option<Arc<PoolCore>>> = const { RefCell::new(None) };
+    static LAST: Cell<Option<Arc<PoolCore>>> = const { Cell::new(None) };
 }
 
 impl Slot {
     /// Goes back to its pool.
     #[inline]
     pub(crate) fn give_back(self: Arc<Self>) {
-        let mut slot = Some(self);
-        // Not borrowed already, unless by a waker that gives something back as well; and not gone, unless at the thread's end.
-        let _ = LAST.try_with(|last| {
-            if let Ok(mut last) = last.try_borrow_mut()
-                && let Some(slot) = slot.take()
-            {
-                let pool = match &mut *last {
-                    Some(pool) if Arc::ptr_eq(pool, &slot.pool) => pool,
-                    other => other.insert(Arc::clone(&slot.pool)),
-                };
-                pool.give_back(slot);
-            }
-        });
-        if let Some(slot) = slot {
-            Arc::clone(&slot.pool).give_back(slot);
-        }
+        // Taken out meanwhile: a waker that gives something back as well finds none. Nor does a thread that ends.
+        let pool = match LAST.try_with(Cell::take) {
+            Ok(Some(pool)) if Arc::ptr_eq(&pool, &self.pool) => pool,
+            _ => Arc::clone(&self.pool),
+        };
+        pool.give_back(self);
+        let _ = LAST.try_with(|last| last.set(Some(pool)));
     }
 
     /// Counts one take, by the slot's only holder.
@@ -134,9 +125,10 @@ pub(crate) enum Found {
 
 #[derive(Debug)]
 struct Class {
-    /// The slot put back last.
-    hot: Hot<Slot>,
-    idle: Idle<Arc<Slot>>,
+    /// The slots put back last, by thread.
+    hot: HotPlaces<Slot>,
+    /// All others. Of a large class both together have room for as many as are to be kept.
+    idle: Option<Idle<Arc<Slot>>>,
     misses: AtomicU64,
     /// Takes of slots that are gone.
     past_takes: AtomicU64,
@@ -147,14 +139,41 @@ struct Class {
 }
 
 impl Class {
+    fn new(small: bool, max_idle: usize) -> Self {
+        // Where few are kept most are to be where everybody looks first.
+        let hot = HotPlaces::new(if small { usize::MAX } else { max_idle / 8 });
+        let queued = if small { SMALL_QUEUE } else { max_idle - hot.count() };
+        Self {
+            hot,
+            idle: (queued > 0).then(|| Idle::new(queued)),
+            misses: AtomicU64::new(0),
+            past_takes: AtomicU64::new(0),
+            slots: Mutex::new(Vec::new()),
+            existing: AtomicUsize::new(0),
+        }
+    }
+
     #[inline]
     fn take(&self) -> Option<Arc<Slot>> {
-        self.hot.take().or_else(|| self.idle.take())
+        self.hot.take().or_else(|| self.take_elsewhere())
+    }
+
+    fn take_elsewhere(&self) -> Option<Arc<Slot>> {
+        self.idle.as_ref().and_then(Idle::take).or_else(|| self.hot.take_any())
+    }
+
+    /// Where this thread's own place is full: a slot of a large class for which there is no room is dropped.
+    fn put_elsewhere(&self, slot: Arc<Slot>) {
+        match &self.idle {
+            Some(idle) if slot.segment.slots() > 1 => idle.put(slot),
+            Some(idle) => drop(idle.try_put(slot).or_else(|slot| self.hot.try_put_any(slot))),
+            None => drop(self.hot.try_put_any(slot)),
+        }
     }
 
     /// How many slots are idle.
     fn idle_len(&self) -> usize {
-        self.idle.len() + usize::from(self.hot.is_full())
+        self.idle.as_ref().map_or(0, Idle::len) + self.hot.len()
     }
 
     /// Knows of `made` from now on, and of those that are gone no more; how many slots there are then.
@@ -168,8 +187,8 @@ impl Class {
 
     /// Every idle slot.
     fn take_all(&self) -> Vec<Arc<Slot>> {
-        let mut all = self.idle.take_all();
-        all.extend(self.hot.take());
+        let mut all = self.idle.as_ref().map_or_else(Vec::new, Idle::take_all);
+        all.extend(std::iter::from_fn(|| self.hot.take_any()).take(self.hot.count()));
         all
     }
 }
@@ -293,8 +312,8 @@ impl PoolCore {
         state.misses.fetch_add(1, Ordering::Relaxed);
         let made: Vec<_> = (0..slots).map(|index| self.slot(&segment, index, class)).collect();
         let existing = state.know(&made);
-        if slots > 1 {
-            state.idle.expect_at_most(existing);
+        if let Some(idle) = state.idle.as_ref().filter(|_| slots > 1) {
+            idle.expect_at_most(existing);
         }
         let mut made = made.into_iter();
         let first = made.next().expect("a segment has a slot at least");
@@ -331,22 +350,17 @@ impl PoolCore {
     /// Makes a slot idle, or frees it beyond `max_idle_per_size`.
     #[inline]
     fn keep(&self, slot: Arc<Slot>) {
-        if self.config.pooling
-            && !slot.segment.is_abandoned()
-            && let Some(state) = self.classes[slot.class.index()].get()
-        {
-            if let Err(slot) = state.hot.try_put(slot) {
-                if slot.segment.slots() > 1 {
-                    state.idle.put(slot);
-                } else if self.config.max_idle_per_size > 1 {
-                    drop(state.idle.try_put(slot));
-                }
-            }
-            // SYNC POINT: closed, then drained. Either the drain finds what was just put, or this sees the close.
-            fence_after_rmw();
-            if self.closed.load(Ordering::Relaxed) {
-                drop(state.take_all());
-            }
+        let shelf = self.classes[slot.class.index()].get();
+        let Some(shelf) = shelf.filter(|_| self.config.pooling && !slot.segment.is_abandoned()) else {
+            return;
+        };
+        if let Err(slot) = shelf.hot.try_put(slot) {
+            shelf.put_elsewhere(slot);
+        }
+        // SYNC POINT: closed, then drained. Either the drain finds what was just put, or this sees the close.
+        fence_after_rmw();
+        if self.closed.load(Ordering::Relaxed) {
+            drop(shelf.take_all());
         }
     }
 
@@ -426,15 +440,7 @@ impl PoolCore {
     fn class(&self, class: ClassIndex) -> &Class {
         self.classes[class.index()].get_or_init(|| {
             let small = class::slots_per_segment(class, self.shared_segment_len(), 0) > 1;
-            Box::new(Class {
-                hot: Hot::new(),
-                // One is hot.
-                idle: Idle::new(if small { SMALL_QUEUE } else { (self.config.max_idle_per_size - 1).max(1) }),
-                misses: AtomicU64::new(0),
-                past_takes: AtomicU64::new(0),
-                slots: Mutex::new(Vec::new()),
-                existing: AtomicUsize::new(0),
-            })
+            Box::new(Class::new(small, self.config.max_idle_per_size))
         })
     }
 

@@ -50,9 +50,23 @@ pub enum LoanError {
     /// The publisher is closed, or its tx task is gone with its runtime.
     #[error("the publisher is closed: bind the topic again to go on")]
     Closed,
-    /// The pool has none.
+    /// The pool has none. Boxed, so that a loan is handed on in registers: by way of memory it takes longer than to find it.
     #[error(transparent)]
-    Pool(#[from] TakeError),
+    Pool(Box<TakeError>),
+}
+
+impl LoanError {
+    /// Whether everything that the cap allows is in use just now; only from [`try_loan`](crate::ShmPublisher::try_loan).
+    pub fn is_full(&self) -> bool {
+        matches!(self, Self::Pool(error) if matches!(**error, TakeError::Full { .. }))
+    }
+}
+
+impl From<TakeError> for LoanError {
+    #[cold]
+    fn from(error: TakeError) -> Self {
+        Self::Pool(Box::new(error))
+    }
 }
 
 /// Why a message was not accepted.
@@ -79,8 +93,10 @@ impl From<LoanError> for SendErrorKind {
     fn from(error: LoanError) -> Self {
         match error {
             LoanError::Closed => Self::Closed,
-            LoanError::Pool(TakeError::TimedOut { .. }) => Self::TimedOut,
-            LoanError::Pool(error) => Self::Pool(error),
+            LoanError::Pool(error) => match *error {
+                TakeError::TimedOut { .. } => Self::TimedOut,
+                error => Self::Pool(error),
+            },
         }
     }
 }
@@ -182,6 +198,6 @@ pub enum FlushError {
 
 impl From<MemoryError> for LoanError {
     fn from(error: MemoryError) -> Self {
-        Self::Pool(error.into())
+        TakeError::from(error).into()
     }
 }

@@ -20,7 +20,10 @@ use crate::sys::epoll_set::EpollSet;
 use crate::sys::socket::Connection;
 
 /// Looks at memory between two returns to the runtime.
-const LOOKS: usize = 16;
+const LOOKS: usize = 64;
+/// Looks between two hints to the processor that this is a loop which waits: such a hint takes as long as ten looks, during
+/// which a message lies there, but without any, the core's other thread would be slowed down, who may be the publisher.
+const LOOKS_TO_A_PAUSE: usize = 4;
 /// Returns to the runtime between two looks at sockets and the directory, while looking at memory.
 const ROUNDS: u32 = 64;
 /// How often `try_recv` looks at sockets and the directory.
@@ -63,13 +66,15 @@ impl Core<Waits> {
             return Poll::Ready(Some(item));
         }
         if self.busy.look_again() {
-            for _ in 0..LOOKS {
+            for look in 1..=LOOKS {
                 if self.has_something()
                     && let Some(item) = self.next()
                 {
                     return Poll::Ready(Some(item));
                 }
-                std::hint::spin_loop();
+                if look.is_multiple_of(LOOKS_TO_A_PAUSE) {
+                    std::hint::spin_loop();
+                }
             }
             self.rounds = self.rounds.wrapping_add(1);
             if self.rounds.is_multiple_of(ROUNDS) {
@@ -212,8 +217,13 @@ impl Core<Waits> {
                 return Some(item);
             }
             if self.busy.look_again() {
-                for _ in 0..LOOKS {
-                    std::hint::spin_loop();
+                for look in 1..=LOOKS {
+                    if self.has_something() {
+                        break;
+                    }
+                    if look.is_multiple_of(LOOKS_TO_A_PAUSE) {
+                        std::hint::spin_loop();
+                    }
                 }
                 self.rounds = self.rounds.wrapping_add(1);
                 if self.rounds.is_multiple_of(ROUNDS) {
