@@ -30,7 +30,9 @@
 //!   bridges. With [`Congestion::Drop`] messages are dropped and counted.
 //! - **No echo.** What a bridge puts into a topic no bridge takes out again, and a message whose publisher is on this host
 //!   is not put into a topic here, by whatever way it came back.
-//! - **Reconnection.** A session that the bridge opened connects again for ever, to routers and peers that come back.
+//! - **Reconnection.** A session that the bridge opened connects again for ever, to routers and peers that come back; and a
+//!   connection that zenoh 1.10 keeps but no longer sends on is ended, so that it is made again
+//!   ([`revived`](BridgeStats::revived)).
 //!
 //! # What is copied
 //!
@@ -44,6 +46,7 @@ mod discovery;
 mod error;
 mod inward;
 mod outward;
+mod revival;
 mod route;
 mod stats;
 
@@ -65,6 +68,7 @@ use self::discovery::{Discovery, LocalPublishers};
 pub use self::error::BridgeError;
 use self::inward::{Inward, Topics};
 use self::outward::Outward;
+use self::revival::Revival;
 pub use self::route::{Congestion, Direction, Route, RouteError};
 pub use self::stats::BridgeStats;
 use self::stats::Counters;
@@ -325,6 +329,10 @@ impl BridgeBuilder {
             }
         }
         running.follow(&self.routes, &found).await;
+        if own_session {
+            let revival = Revival::new(&session).await.map_err(BridgeError::Zenoh)?;
+            tokio::spawn(revival.run(session.clone(), Arc::clone(&counters), running.stop.clone()));
+        }
         let running = tokio::spawn(running.run(self.routes, discovery));
         Ok(Bridge { session, own_session, counters, stop, running })
     }
