@@ -332,9 +332,9 @@ async fn zenoh_bridges_make_a_publisher_wait_for_a_slow_subscriber_on_the_other_
     let mut subscriber = hosts.b.subscriber("t").depth(4).connect().expect("connect");
     greet(&publisher, &mut subscriber).await;
     let mut sent = 0;
-    // Until there is no room anywhere on the way.
+    // Until there is no room anywhere on the way, but for what keeps the connection alive: two a second.
     while let Ok(accepted) =
-        tokio::time::timeout(Duration::from_secs(1), publisher.send(write(MIB, sent))).await
+        tokio::time::timeout(Duration::from_millis(250), publisher.send(write(MIB, sent))).await
     {
         accepted.expect("send");
         sent += 1;
@@ -350,6 +350,39 @@ async fn zenoh_bridges_make_a_publisher_wait_for_a_slow_subscriber_on_the_other_
     assert_eq!((a.lagged, a.failed, b.missed, b.refused), (0, 0, 0, 0), "{a:?} {b:?}");
     drop((publisher, subscriber));
     hosts.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn zenoh_bridges_stay_connected_while_a_subscriber_stalls_for_longer_than_the_lease() {
+    let (a, b) = (Dir::new(), Dir::new());
+    let mut config = config("peer", &[], &[]);
+    config.insert_json5("transport/link/tx/lease", "2000").expect("a setting of zenoh's");
+    let with =
+        |dir, direction| bridge(dir).route(route("t", "t").direction(direction)).config(config.clone());
+    let (bridge_a, at) = start(with(&a, Direction::ToZenoh)).await;
+    let (bridge_b, _) = start(with(&b, Direction::FromZenoh).connect(at)).await;
+    let publisher = a.publisher("t").bind().expect("bind");
+    let mut subscriber = b.subscriber("t").depth(4).connect().expect("connect");
+    greet(&publisher, &mut subscriber).await;
+    let sending = tokio::spawn(async move {
+        for seq in 0..600 {
+            within("send", publisher.send(write(64 << 10, seq))).await.expect("send");
+        }
+        publisher
+    });
+    // More than there is room for on the way: the connection takes next to nothing meanwhile.
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    for seq in 0..600 {
+        assert_eq!(seq_of(&recv(&mut subscriber).await.expect("a message")), seq);
+    }
+    let publisher = sending.await.expect("sender");
+    let stats = settled(&bridge_b).await;
+    assert_eq!((stats.missed, stats.damaged, stats.refused), (0, 0, 0), "{stats:?}");
+    drop((publisher, subscriber));
+    bridge_b.close().await;
+    bridge_a.close().await;
+    a.assert_empties();
+    b.assert_empties();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -46,6 +46,7 @@ mod discovery;
 mod error;
 mod inward;
 mod outward;
+mod queue;
 mod revival;
 mod route;
 mod stats;
@@ -57,7 +58,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ::zenoh::Session;
-use ::zenoh::handlers::FifoChannel;
 use ::zenoh::sample::Locality;
 use ::zenoh::shm::ShmProvider;
 use tokio::sync::watch;
@@ -85,9 +85,6 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Default of [`BridgeBuilder::patience`].
 const SEND_PATIENCE: Duration = Duration::from_secs(30);
-
-/// Messages that wait in zenoh's channel for each route.
-const CHANNEL: usize = 64;
 
 /// Where a bridge's publisher ids carry the mark of bridges.
 struct Mark(u32);
@@ -422,17 +419,22 @@ impl Running {
             let opened = topics.open(&topic).await.map(|_| ());
             opened.map_err(|error| BridgeError::Topic { topic, source: error.into() })?;
         }
-        let samples = self
+        let (entrance, samples) = queue::queue();
+        let subscriber = self
             .session
             .declare_subscriber(route.keys())
-            .with(FifoChannel::new(CHANNEL))
+            .callback(move |sample| entrance.push(sample))
             // Not what this bridge itself publishes.
             .allowed_origin(Locality::Remote)
             .await
             .map_err(BridgeError::Zenoh)?;
         let counters = Arc::clone(&self.counters);
         let inward = Inward { route: route.clone(), samples, topics, local, counters };
-        self.inward.spawn(inward.run(self.stop.clone()));
+        let stop = self.stop.clone();
+        self.inward.spawn(async move {
+            inward.run(stop).await;
+            drop(subscriber);
+        });
         Ok(())
     }
 
