@@ -36,10 +36,9 @@
 //!
 //! # What is copied
 //!
-//! A local message is handed to zenoh where its publisher wrote it, and held until zenoh has it in its network buffers. To
-//! a zenoh program of the same host zenoh copies it into shared memory of its own, or, with
-//! [`shared_memory`](BridgeBuilder::shared_memory), the bridge copies it into a pool that such programs attach to. What comes from
-//! zenoh is copied once, into the local publisher's pool.
+//! A local message is handed to zenoh where its publisher wrote it, and held until zenoh has it in its network buffers, also to
+//! zenoh programs of the same host; with [`shared_memory`](BridgeBuilder::shared_memory) the bridge copies it into a pool that such
+//! programs attach to. What comes from zenoh is copied once, into the local publisher's pool.
 
 mod attachment;
 mod discovery;
@@ -236,7 +235,11 @@ impl BridgeBuilder {
     }
 
     /// Puts messages of 3 KiB or more into a pool that zenoh programs of this host read in place, if they are opened with
-    /// [`shm_clients`]. To all others zenoh copies them from there. Default: zenoh's own way.
+    /// [`shm_clients`]. To all others zenoh copies them from there. Default: no shared memory with zenoh programs, whatever
+    /// [`config`](Self::config) says.
+    ///
+    /// A receiver that is kept from running for a tenth of a second may lose what was sent meanwhile: zenoh 1.10 takes it for dead.
+    /// Another bridge counts that as [`missed`](BridgeStats::missed).
     pub fn shared_memory(mut self, config: ShmPoolConfig) -> Self {
         self.shared_memory = Some(config);
         self
@@ -271,7 +274,8 @@ impl BridgeBuilder {
     ///
     /// A session of the bridge's own tries to connect for ever, and does not close a connection that takes nothing:
     /// see [`patience`](Self::patience). In a session given to it, zenoh closes such a connection (after five seconds by
-    /// default); and zenoh 1.10 may then lose sight of the next one to the same peer, for as long as that lasts.
+    /// default); and zenoh 1.10 may then lose sight of the next one to the same peer, for as long as that lasts. In such a session
+    /// zenoh may also send by its own shared memory, which it may use again too soon: see docs/bridge.md.
     ///
     /// # Errors
     ///
@@ -360,7 +364,16 @@ impl BridgeBuilder {
             config
                 .insert_json5(&format!("transport/link/tx/queue/congestion_control/drop/{key}"), &patience)?;
         }
-        ::zenoh::open(config).with_shm_clients(shm_clients()).await
+        // To programs of this host zenoh sends by an arena of its own, by default. Which of it is still held a thread of the receiver
+        // says every 50 ms; where it is late (a busy machine), zenoh 1.10 uses that memory again while it is being read, and does
+        // not deliver what arrives. So only memory of ours, if that is wanted.
+        let shared_memory = self.shared_memory.is_some();
+        let key = if shared_memory { "transport_optimization/enabled" } else { "enabled" };
+        config.insert_json5(&format!("transport/shared_memory/{key}"), "false")?;
+        match ::zenoh::open(config) {
+            open if shared_memory => open.with_shm_clients(shm_clients()).await,
+            open => open.await,
+        }
     }
 }
 
