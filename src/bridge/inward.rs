@@ -143,7 +143,7 @@ impl Inward {
         };
         let attachment = sample.attachment().map(ZBytes::to_bytes);
         let origin = attachment.as_deref().and_then(Origin::decode);
-        if origin.is_some_and(|origin| self.local.read().contains(&origin.publisher)) {
+        if origin.is_some_and(|origin| self.local.contains(origin.publisher)) {
             return count(&self.counters.echoes, 1);
         }
         if self.topics.open.len() >= self.topics.max_topics && !self.topics.open.contains_key(&topic) {

@@ -304,6 +304,7 @@ impl BridgeBuilder {
             runtime_dir,
             counters: Arc::default(),
             shared_memory,
+            local: discovery.publishers(),
             depth: self.depth.unwrap_or(64),
             own_session,
             stop: Stop(stopping),
@@ -312,7 +313,6 @@ impl BridgeBuilder {
             inward: JoinSet::new(),
         };
         let counters = Arc::clone(&running.counters);
-        let local = discovery.publishers();
         let found = discovery.scan().map_err(BridgeError::Watch)?;
         for route in self.routes.iter().filter(|route| route.is_from_zenoh()) {
             let topics = Topics {
@@ -322,7 +322,7 @@ impl BridgeBuilder {
                 max_topics: self.max_topics.unwrap_or(1_024),
                 open: HashMap::new(),
             };
-            running.start_inward(route, topics, Arc::clone(&local)).await?;
+            running.start_inward(route, topics).await?;
         }
         for (index, route) in self.routes.iter().enumerate().filter(|(_, route)| route.is_to_zenoh()) {
             if let Some((topic, key)) = route.exact() {
@@ -412,6 +412,7 @@ struct Running {
     runtime_dir: RuntimeDir,
     counters: Arc<Counters>,
     shared_memory: Option<SharedMemory>,
+    local: LocalPublishers,
     depth: u32,
     own_session: bool,
     stop: Stop,
@@ -422,12 +423,7 @@ struct Running {
 }
 
 impl Running {
-    async fn start_inward(
-        &mut self,
-        route: &Route,
-        mut topics: Topics,
-        local: LocalPublishers,
-    ) -> Result<(), BridgeError> {
+    async fn start_inward(&mut self, route: &Route, mut topics: Topics) -> Result<(), BridgeError> {
         if let Some((topic, _)) = route.exact() {
             let opened = topics.open(&topic).await.map(|_| ());
             opened.map_err(|error| BridgeError::Topic { topic, source: error.into() })?;
@@ -442,7 +438,7 @@ impl Running {
             .await
             .map_err(BridgeError::Zenoh)?;
         let counters = Arc::clone(&self.counters);
-        let inward = Inward { route: route.clone(), samples, topics, local, counters };
+        let inward = Inward { route: route.clone(), samples, topics, local: self.local.clone(), counters };
         let stop = self.stop.clone();
         self.inward.spawn(async move {
             inward.run(stop).await;
@@ -476,8 +472,14 @@ impl Running {
             outward::declare(&self.session, key, close).await.map_err(BridgeError::Zenoh)?;
         tracing::debug!(topic, key, "bridged");
         let counters = Arc::clone(&self.counters);
-        let outward =
-            Outward { subscriber, publisher, heard, counters, shared_memory: self.shared_memory.clone() };
+        let outward = Outward {
+            subscriber,
+            publisher,
+            heard,
+            local: self.local.clone(),
+            counters,
+            shared_memory: self.shared_memory.clone(),
+        };
         let stop = self.stop.clone();
         self.bridged.insert((index, topic.clone()));
         self.outward.spawn(async move {
