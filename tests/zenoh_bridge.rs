@@ -89,7 +89,11 @@ async fn greet(publisher: &ShmPublisher, subscriber: &mut ShmSubscriber) {
         loop {
             publisher.send(b"").await.expect("send");
             if let Ok(first) = tokio::time::timeout(Duration::from_millis(50), subscriber.recv()).await {
-                assert!(first.expect("a greeting").is_empty());
+                // Or more than one, the first of which were dropped, where the route does that.
+                match first {
+                    Ok(first) => assert!(first.is_empty()),
+                    Err(error) => assert!(matches!(error, RecvError::Lagged(_)), "{error}"),
+                }
                 return;
             }
         }
