@@ -475,7 +475,7 @@ async fn zenoh_bridges_that_drop_count_every_message() {
     .await;
     let (a, b) = (settled(&hosts.bridge_a).await, settled(&hosts.bridge_b).await);
     assert_eq!(a.taken + a.lagged, greeted + sent, "{a:?}");
-    assert!(lagged > 0, "nothing was dropped");
+    assert!(received < sent, "nothing was dropped");
     // What the bridge there has put into the topic, the subscriber got or knows of; what not, the bridge knows of.
     let greetings_through = b.injected + b.missed - sent;
     assert!(greetings_through >= 1 && greetings_through <= greeted, "{b:?}");
