@@ -118,7 +118,7 @@ async fn next(readings: &mut Option<tokio::time::Interval>) {
 fn print_stats(stats: &BridgeStats) {
     println!(
         "taken={} sent={} sent_bytes={} unheard={} failed={} lagged={} received={} injected={} injected_bytes={} \
-         missed={} repeated={} damaged={} echoes={} refused={}",
+         missed={} repeated={} damaged={} echoes={} refused={} revived={}",
         stats.taken,
         stats.sent,
         stats.sent_bytes,
@@ -133,6 +133,7 @@ fn print_stats(stats: &BridgeStats) {
         stats.damaged,
         stats.echoes,
         stats.refused,
+        stats.revived,
     );
 }
 

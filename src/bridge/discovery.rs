@@ -28,8 +28,35 @@ const EVENTS: WatchFlags = WatchFlags::CREATE
     .union(WatchFlags::MOVE_SELF)
     .union(WatchFlags::ONLYDIR);
 
-/// The publishers of this host that are not bridges', by the last look.
-pub(super) type LocalPublishers = Arc<RwLock<HashSet<u128>>>;
+/// The publishers of this host that are not bridges'.
+///
+/// Those that are gone as well, as what they sent may still come back; until there are [`MANY`].
+#[derive(Debug, Clone, Default)]
+pub(super) struct LocalPublishers(Arc<RwLock<HashSet<u128>>>);
+
+/// Publishers known at which those that are gone are forgotten.
+const MANY: usize = 4_096;
+
+impl LocalPublishers {
+    pub(super) fn contains(&self, publisher: u128) -> bool {
+        self.0.read().contains(&publisher)
+    }
+
+    /// One that a message has come from: it may be on its way back before the directory is looked at.
+    pub(super) fn add(&self, publisher: u128) {
+        if !self.contains(publisher) {
+            self.0.write().insert(publisher);
+        }
+    }
+
+    fn found(&self, found: &HashSet<u128>) {
+        let mut known = self.0.write();
+        if known.len() >= MANY {
+            known.clear();
+        }
+        known.extend(found);
+    }
+}
 
 /// The runtime directory, watched.
 pub(super) struct Discovery {
@@ -47,7 +74,7 @@ impl Discovery {
     }
 
     pub(super) fn publishers(&self) -> LocalPublishers {
-        Arc::clone(&self.publishers)
+        self.publishers.clone()
     }
 
     /// The topics that somebody else than a bridge publishes to.
@@ -58,9 +85,7 @@ impl Discovery {
         drop(self.runtime_dir.open().map_err(io::Error::other)?);
         let mut found = HashMap::new();
         self.walk(self.runtime_dir.path(), &mut Vec::new(), &mut found)?;
-        let mut publishers = self.publishers.write();
-        publishers.clear();
-        publishers.extend(found.values().flatten());
+        self.publishers.found(&found.values().flatten().copied().collect());
         Ok(found.into_keys().collect())
     }
 
@@ -128,5 +153,22 @@ impl Discovery {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn zenoh_publisher_that_is_gone_is_known_until_there_are_many() {
+        let known = LocalPublishers::default();
+        known.add(0);
+        known.found(&HashSet::from([1]));
+        known.found(&HashSet::new());
+        assert!(known.contains(0) && known.contains(1));
+        (2..MANY as u128).for_each(|publisher| known.add(publisher));
+        known.found(&HashSet::from([1]));
+        assert!(known.contains(1) && !known.contains(0));
     }
 }

@@ -8,12 +8,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ::zenoh::bytes::ZBytes;
-use ::zenoh::handlers::FifoChannelHandler;
-use ::zenoh::pubsub::Subscriber;
 use ::zenoh::sample::{Sample, SampleKind};
 
 use super::attachment::Origin;
 use super::discovery::LocalPublishers;
+use super::queue::Queue;
 use super::stats::{Counters, count};
 use super::{Congestion, INJECTED, Route, Stop};
 use crate::topic::RuntimeDir;
@@ -28,7 +27,7 @@ const FIRST_SUBSCRIBER: Duration = Duration::from_millis(200);
 /// What one route's task works with.
 pub(super) struct Inward {
     pub(super) route: Route,
-    pub(super) samples: Subscriber<FifoChannelHandler<Sample>>,
+    pub(super) samples: Queue,
     pub(super) topics: Topics,
     pub(super) local: LocalPublishers,
     pub(super) counters: Arc<Counters>,
@@ -114,10 +113,10 @@ impl Inward {
             let sample = tokio::select! {
                 biased;
                 () = stop.stopped() => break,
-                sample = self.samples.recv_async() => sample,
+                sample = self.samples.recv() => sample,
             };
             // The session is closed.
-            let Ok(sample) = sample else { break };
+            let Some(sample) = sample else { break };
             count(&self.counters.received, 1);
             tokio::select! {
                 biased;
@@ -144,7 +143,7 @@ impl Inward {
         };
         let attachment = sample.attachment().map(ZBytes::to_bytes);
         let origin = attachment.as_deref().and_then(Origin::decode);
-        if origin.is_some_and(|origin| self.local.read().contains(&origin.publisher)) {
+        if origin.is_some_and(|origin| self.local.contains(origin.publisher)) {
             return count(&self.counters.echoes, 1);
         }
         if self.topics.open.len() >= self.topics.max_topics && !self.topics.open.contains_key(&topic) {

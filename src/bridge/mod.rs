@@ -30,20 +30,23 @@
 //!   bridges. With [`Congestion::Drop`] messages are dropped and counted.
 //! - **No echo.** What a bridge puts into a topic no bridge takes out again, and a message whose publisher is on this host
 //!   is not put into a topic here, by whatever way it came back.
-//! - **Reconnection.** A session that the bridge opened connects again for ever, to routers and peers that come back.
+//! - **Reconnection.** A session that the bridge opened connects again for ever, to routers and peers that come back; and a
+//!   connection that zenoh 1.10 keeps but no longer sends on is ended, so that it is made again
+//!   ([`revived`](BridgeStats::revived)).
 //!
 //! # What is copied
 //!
-//! A local message is handed to zenoh where its publisher wrote it, and held until zenoh has it in its network buffers. To
-//! a zenoh program of the same host zenoh copies it into shared memory of its own, or, with
-//! [`shared_memory`](BridgeBuilder::shared_memory), the bridge copies it into a pool that such programs attach to. What comes from
-//! zenoh is copied once, into the local publisher's pool.
+//! A local message is handed to zenoh where its publisher wrote it, and held until zenoh has it in its network buffers, also to
+//! zenoh programs of the same host; with [`shared_memory`](BridgeBuilder::shared_memory) the bridge copies it into a pool that such
+//! programs attach to. What comes from zenoh is copied once, into the local publisher's pool.
 
 mod attachment;
 mod discovery;
 mod error;
 mod inward;
 mod outward;
+mod queue;
+mod revival;
 mod route;
 mod stats;
 
@@ -54,7 +57,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ::zenoh::Session;
-use ::zenoh::handlers::FifoChannel;
 use ::zenoh::sample::Locality;
 use ::zenoh::shm::ShmProvider;
 use tokio::sync::watch;
@@ -65,6 +67,7 @@ use self::discovery::{Discovery, LocalPublishers};
 pub use self::error::BridgeError;
 use self::inward::{Inward, Topics};
 use self::outward::Outward;
+use self::revival::Revival;
 pub use self::route::{Congestion, Direction, Route, RouteError};
 pub use self::stats::BridgeStats;
 use self::stats::Counters;
@@ -81,9 +84,6 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Default of [`BridgeBuilder::patience`].
 const SEND_PATIENCE: Duration = Duration::from_secs(30);
-
-/// Messages that wait in zenoh's channel for each route.
-const CHANNEL: usize = 64;
 
 /// Where a bridge's publisher ids carry the mark of bridges.
 struct Mark(u32);
@@ -235,7 +235,11 @@ impl BridgeBuilder {
     }
 
     /// Puts messages of 3 KiB or more into a pool that zenoh programs of this host read in place, if they are opened with
-    /// [`shm_clients`]. To all others zenoh copies them from there. Default: zenoh's own way.
+    /// [`shm_clients`]. To all others zenoh copies them from there. Default: no shared memory with zenoh programs, whatever
+    /// [`config`](Self::config) says.
+    ///
+    /// A receiver that is kept from running for a tenth of a second may lose what was sent meanwhile: zenoh 1.10 takes it for dead.
+    /// Another bridge counts that as [`missed`](BridgeStats::missed).
     pub fn shared_memory(mut self, config: ShmPoolConfig) -> Self {
         self.shared_memory = Some(config);
         self
@@ -270,7 +274,8 @@ impl BridgeBuilder {
     ///
     /// A session of the bridge's own tries to connect for ever, and does not close a connection that takes nothing:
     /// see [`patience`](Self::patience). In a session given to it, zenoh closes such a connection (after five seconds by
-    /// default); and zenoh 1.10 may then lose sight of the next one to the same peer, for as long as that lasts.
+    /// default); and zenoh 1.10 may then lose sight of the next one to the same peer, for as long as that lasts. In such a session
+    /// zenoh may also send by its own shared memory, which it may use again too soon: see docs/bridge.md.
     ///
     /// # Errors
     ///
@@ -299,6 +304,7 @@ impl BridgeBuilder {
             runtime_dir,
             counters: Arc::default(),
             shared_memory,
+            local: discovery.publishers(),
             depth: self.depth.unwrap_or(64),
             own_session,
             stop: Stop(stopping),
@@ -307,7 +313,6 @@ impl BridgeBuilder {
             inward: JoinSet::new(),
         };
         let counters = Arc::clone(&running.counters);
-        let local = discovery.publishers();
         let found = discovery.scan().map_err(BridgeError::Watch)?;
         for route in self.routes.iter().filter(|route| route.is_from_zenoh()) {
             let topics = Topics {
@@ -317,7 +322,7 @@ impl BridgeBuilder {
                 max_topics: self.max_topics.unwrap_or(1_024),
                 open: HashMap::new(),
             };
-            running.start_inward(route, topics, Arc::clone(&local)).await?;
+            running.start_inward(route, topics).await?;
         }
         for (index, route) in self.routes.iter().enumerate().filter(|(_, route)| route.is_to_zenoh()) {
             if let Some((topic, key)) = route.exact() {
@@ -325,6 +330,10 @@ impl BridgeBuilder {
             }
         }
         running.follow(&self.routes, &found).await;
+        if own_session {
+            let revival = Revival::new(&session).await.map_err(BridgeError::Zenoh)?;
+            tokio::spawn(revival.run(session.clone(), Arc::clone(&counters), running.stop.clone()));
+        }
         let running = tokio::spawn(running.run(self.routes, discovery));
         Ok(Bridge { session, own_session, counters, stop, running })
     }
@@ -355,7 +364,16 @@ impl BridgeBuilder {
             config
                 .insert_json5(&format!("transport/link/tx/queue/congestion_control/drop/{key}"), &patience)?;
         }
-        ::zenoh::open(config).with_shm_clients(shm_clients()).await
+        // To programs of this host zenoh sends by an arena of its own, by default. Which of it is still held a thread of the receiver
+        // says every 50 ms; where it is late (a busy machine), zenoh 1.10 uses that memory again while it is being read, and does
+        // not deliver what arrives. So only memory of ours, if that is wanted.
+        let shared_memory = self.shared_memory.is_some();
+        let key = if shared_memory { "transport_optimization/enabled" } else { "enabled" };
+        config.insert_json5(&format!("transport/shared_memory/{key}"), "false")?;
+        match ::zenoh::open(config) {
+            open if shared_memory => open.with_shm_clients(shm_clients()).await,
+            open => open.await,
+        }
     }
 }
 
@@ -394,6 +412,7 @@ struct Running {
     runtime_dir: RuntimeDir,
     counters: Arc<Counters>,
     shared_memory: Option<SharedMemory>,
+    local: LocalPublishers,
     depth: u32,
     own_session: bool,
     stop: Stop,
@@ -404,27 +423,27 @@ struct Running {
 }
 
 impl Running {
-    async fn start_inward(
-        &mut self,
-        route: &Route,
-        mut topics: Topics,
-        local: LocalPublishers,
-    ) -> Result<(), BridgeError> {
+    async fn start_inward(&mut self, route: &Route, mut topics: Topics) -> Result<(), BridgeError> {
         if let Some((topic, _)) = route.exact() {
             let opened = topics.open(&topic).await.map(|_| ());
             opened.map_err(|error| BridgeError::Topic { topic, source: error.into() })?;
         }
-        let samples = self
+        let (entrance, samples) = queue::queue();
+        let subscriber = self
             .session
             .declare_subscriber(route.keys())
-            .with(FifoChannel::new(CHANNEL))
+            .callback(move |sample| entrance.push(sample))
             // Not what this bridge itself publishes.
             .allowed_origin(Locality::Remote)
             .await
             .map_err(BridgeError::Zenoh)?;
         let counters = Arc::clone(&self.counters);
-        let inward = Inward { route: route.clone(), samples, topics, local, counters };
-        self.inward.spawn(inward.run(self.stop.clone()));
+        let inward = Inward { route: route.clone(), samples, topics, local: self.local.clone(), counters };
+        let stop = self.stop.clone();
+        self.inward.spawn(async move {
+            inward.run(stop).await;
+            drop(subscriber);
+        });
         Ok(())
     }
 
@@ -453,8 +472,14 @@ impl Running {
             outward::declare(&self.session, key, close).await.map_err(BridgeError::Zenoh)?;
         tracing::debug!(topic, key, "bridged");
         let counters = Arc::clone(&self.counters);
-        let outward =
-            Outward { subscriber, publisher, heard, counters, shared_memory: self.shared_memory.clone() };
+        let outward = Outward {
+            subscriber,
+            publisher,
+            heard,
+            local: self.local.clone(),
+            counters,
+            shared_memory: self.shared_memory.clone(),
+        };
         let stop = self.stop.clone();
         self.bridged.insert((index, topic.clone()));
         self.outward.spawn(async move {

@@ -14,6 +14,7 @@ use ::zenoh::sample::Locality;
 use bytes::Bytes;
 
 use super::attachment::Origin;
+use super::discovery::LocalPublishers;
 use super::stats::{Counters, count};
 use super::{INJECTED, SharedMemory, Stop};
 use crate::{RecvError, ShmSample, ShmSubscriber, TryRecvError};
@@ -29,6 +30,7 @@ pub(super) struct Outward {
     pub(super) subscriber: ShmSubscriber,
     pub(super) publisher: Publisher<'static>,
     pub(super) heard: Arc<AtomicBool>,
+    pub(super) local: LocalPublishers,
     pub(super) counters: Arc<Counters>,
     pub(super) shared_memory: Option<SharedMemory>,
 }
@@ -121,6 +123,7 @@ impl Outward {
         if INJECTED.is_on(sample.publisher()) {
             return;
         }
+        self.local.add(sample.publisher());
         count(&self.counters.taken, 1);
         if !self.is_heard() {
             count(&self.counters.unheard, 1);

@@ -60,6 +60,9 @@ counters! {
     /// Messages received that no topic can take: a key that no topic can have, more topics than
     /// [`max_topics`](super::BridgeBuilder::max_topics), larger than the pool, a deletion.
     refused,
+    /// Connections that zenoh kept up but no longer sent on (a bug of zenoh 1.10), ended so that they are made again. What was sent
+    /// meanwhile is missed there.
+    revived,
 }
 
 pub(super) fn count(counter: &AtomicU64, n: u64) {

@@ -5,6 +5,8 @@
 
 pub(crate) mod bell;
 pub(crate) mod clock;
+#[cfg(feature = "zenoh")]
+pub(crate) mod connections;
 pub(crate) mod epoll_set;
 pub(crate) mod inotify;
 pub(crate) mod limits;
