@@ -10,7 +10,7 @@ use std::task::{Context, Poll};
 use futures::{Sink, SinkExt, StreamExt, stream};
 use support::{Dir, Random, until, within};
 use tokio::task::{JoinSet, yield_now};
-use tokio_shm::{SendErrorKind, ShmLoan, ShmPoolConfig, ShmPublisher, ShmSubscriber, SinkError};
+use tokio_shm::{BusyPoll, SendErrorKind, ShmLoan, ShmPoolConfig, ShmPublisher, ShmSubscriber, SinkError};
 use tokio_test::{assert_pending, assert_ready, assert_ready_err, assert_ready_ok, task};
 
 const SLOT: usize = 4096;
@@ -220,6 +220,57 @@ async fn queue_full_of_unflushed_messages_keeps_no_sender_waiting() {
     }
     assert_ready_ok!(task::spawn(publisher.send([9])).poll());
     assert_eq!(receive(&mut subscriber, 10).await, (0..10).collect::<Vec<_>>());
+}
+
+/// A sender that comes while a message waits for room on its links needs a place, and none again once that one has gone.
+#[tokio::test]
+async fn sender_goes_on_while_a_sink_has_reserved_the_only_place() {
+    let dir = Dir::new();
+    let publisher = dir.publisher("t").queue(1).bind().unwrap();
+    let mut subscriber = dir.subscriber("t").depth(1).connect().unwrap();
+    let mut holder = publisher.clone();
+    within("ready", ready(&mut holder)).await.unwrap();
+    publisher.try_send([0]).unwrap();
+    publisher.try_send([1]).unwrap();
+    let mut sending = task::spawn(publisher.send([2]));
+    assert_pending!(sending.poll(), "one is on the link, one is stuck, and there is no place");
+    assert_eq!(receive(&mut subscriber, 2).await, [0, 1]);
+    within("woken", until("woken", || sending.is_woken())).await;
+    assert_ready_ok!(sending.poll());
+    assert_eq!(receive(&mut subscriber, 1).await, [2]);
+}
+
+#[tokio::test]
+async fn message_fed_wakes_whoever_sleeps_with_the_flush() {
+    let dir = Dir::new();
+    let publisher = dir.publisher("t").bind().unwrap();
+    let mut subscriber = dir.subscriber("t").busy_poll(BusyPoll::Off).connect().unwrap();
+    let mut sink = publisher.clone();
+    within("wait", publisher.wait_for_subscribers(1)).await;
+    let mut receiving = task::spawn(subscriber.next());
+    assert_pending!(receiving.poll());
+    for number in 0..3 {
+        within("feed", sink.feed(vec![number])).await.unwrap();
+    }
+    within("flush", flush(&mut sink)).await.unwrap();
+    within("woken", until("woken", || receiving.is_woken())).await;
+    assert_eq!(assert_ready!(receiving.poll()).unwrap().unwrap()[0], 0);
+}
+
+#[tokio::test]
+async fn messages_fed_without_a_flush_wake_whoever_sleeps_all_the_same() {
+    let dir = Dir::new();
+    let publisher = dir.publisher("t").bind().unwrap();
+    let mut subscriber = dir.subscriber("t").depth(1_000).busy_poll(BusyPoll::Off).connect().unwrap();
+    let mut sink = publisher.clone();
+    within("wait", publisher.wait_for_subscribers(1)).await;
+    let mut receiving = task::spawn(subscriber.next());
+    assert_pending!(receiving.poll());
+    for number in 0..64 {
+        within("feed", sink.feed(vec![number])).await.unwrap();
+    }
+    within("woken", until("woken", || receiving.is_woken())).await;
+    assert_eq!(assert_ready!(receiving.poll()).unwrap().unwrap()[0], 0);
 }
 
 #[tokio::test]

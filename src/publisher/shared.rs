@@ -207,27 +207,54 @@ impl Shared {
     #[inline]
     pub(crate) fn deliver_now(&self, message: impl FnOnce() -> Arc<Slot>) -> bool {
         let Some(mut delivery) = self.enter() else { return false };
-        self.prepare(&mut delivery);
-        if !delivery.is_behind() && !self.queue.is_empty() {
-            // Nothing keeps these from being delivered, but a sink that fed them may never come to flush them.
-            self.work(&mut delivery);
-            delivery.last_run = monotonic_ns();
-            delivery.timed = true;
-        }
-        let accepted = !(delivery.is_behind() || self.places.is_closed() || !self.queue.is_empty());
-        if accepted {
-            kill_point!("send: inside");
-            if !delivery.deliver(message()) {
-                self.accepted.fetch_add(1, Ordering::AcqRel);
-                self.work(&mut delivery);
-            }
-        }
+        let accepted = self.deliver_inside(&mut delivery, message);
         self.leave(delivery);
         if accepted {
             // A sender that was woken for a place has left it free: it is the next one's.
             self.room.wake(1);
         }
         accepted
+    }
+
+    /// As [`deliver_now`](Self::deliver_now), but with nothing left to be done wakes no subscriber that sleeps: the next run
+    /// does, by whomever.
+    #[inline]
+    pub(crate) fn feed_now(&self, message: impl FnOnce() -> Arc<Slot>) -> bool {
+        let Some(mut delivery) = self.enter() else { return false };
+        let accepted = self.deliver_inside(&mut delivery, message);
+        if delivery.is_behind() {
+            self.leave(delivery);
+            return accepted;
+        }
+        self.note(&mut delivery);
+        if delivery.leave() {
+            self.pump();
+        }
+        accepted
+    }
+
+    #[inline]
+    fn deliver_inside(
+        &self,
+        delivery: &mut Inside<'_, Delivery>,
+        message: impl FnOnce() -> Arc<Slot>,
+    ) -> bool {
+        self.prepare(delivery);
+        if !delivery.is_behind() && !self.queue.is_empty() {
+            // Nothing keeps these from being delivered, but a sink that fed them may never come to flush them.
+            self.work(delivery);
+            delivery.last_run = monotonic_ns();
+            delivery.timed = true;
+        }
+        if delivery.is_behind() || self.places.is_closed() || !self.queue.is_empty() {
+            return false;
+        }
+        kill_point!("send: inside");
+        if !delivery.deliver(message()) {
+            self.accepted.fetch_add(1, Ordering::AcqRel);
+            self.work(delivery);
+        }
+        true
     }
 
     /// Accepts the message into a place that the caller took. It is delivered by the next `pump`.
@@ -527,6 +554,10 @@ impl Shared {
             self.published.store(delivery.next_seq(), Ordering::Relaxed);
             self.delivered.fetch_add(done, Ordering::AcqRel);
             self.flushed.wake_all();
+            if popped == 0 {
+                // The head has gone, and no place has come free: they may all be reserved, and a sender needs none now.
+                self.room.wake(1);
+            }
         }
     }
 
@@ -553,10 +584,16 @@ impl Shared {
 
     #[inline]
     fn conclude(&self, delivery: &mut Delivery) {
+        delivery.ring();
+        self.note(delivery);
+    }
+
+    /// Notes for others what the run has come to.
+    #[inline]
+    fn note(&self, delivery: &mut Delivery) {
         if std::mem::take(&mut delivery.timed) {
             delivery.log(delivery.last_run);
         }
-        delivery.ring();
         self.published.store(delivery.next_seq(), Ordering::Relaxed);
         if self.places.is_closed() && !delivery.finished && self.is_done(delivery) {
             // The tx task has been waiting for this to end the publisher.

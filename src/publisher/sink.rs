@@ -1,4 +1,7 @@
-//! The `Sink` of a publisher: `poll_ready` reserves a place, `start_send` is the acceptance, `poll_flush` delivers.
+//! The `Sink` of a publisher: `poll_ready` reserves a place, `start_send` is the acceptance, `poll_flush` wakes the subscribers.
+//!
+//! With nobody else delivering, `start_send` puts the message on its links at once and needs no place. Otherwise the message goes
+//! into the queue, and `poll_flush` delivers it.
 
 use std::fmt;
 use std::future::Future;
@@ -17,15 +20,17 @@ use crate::buffer::Payload;
 use crate::places::NoPlace;
 use crate::pool::TakeError;
 
+/// After so many messages subscribers are woken, flush or not.
+const SILENT: usize = 64;
+
 type Waiting<T> = Option<Pin<Box<dyn Future<Output = T> + Send>>>;
 
 /// What one handle's sink is in the middle of. The futures are made only where there is something to wait for.
 #[derive(Default)]
 pub(super) struct SinkState {
-    /// A place is reserved for the next `start_send`.
     reserved: bool,
-    /// Messages were accepted without a signal since the last flush began.
-    unsignalled: bool,
+    /// So many messages were accepted without a signal since the last one, or since the last flush began.
+    unsignalled: usize,
     // Only ever used through `&mut`; the lock makes the handle `Sync`.
     making_ready: Mutex<Waiting<Result<(), NoPlace>>>,
     flushing: Mutex<Waiting<bool>>,
@@ -35,12 +40,11 @@ impl SinkState {
     /// Gives up the reserved place, if there is one, and has delivered what nobody is going to flush any more.
     pub(super) fn release(&mut self, shared: &Shared) {
         if std::mem::take(&mut self.reserved) {
-            shared.places().cancel_reserved();
-            shared.wake_for_room(1);
+            give_up(shared);
             // A closing publisher waits for its places.
             shared.notify();
         }
-        if std::mem::take(&mut self.unsignalled) {
+        if std::mem::take(&mut self.unsignalled) > 0 {
             shared.pump();
         }
     }
@@ -71,7 +75,7 @@ impl SinkState {
         let flushed = match waiting {
             Some(waiting) => ready!(waiting.as_mut().poll(cx)),
             None => {
-                self.unsignalled = false;
+                self.unsignalled = 0;
                 shared.pump();
                 let target = shared.flush_target();
                 match shared.flushed(target) {
@@ -87,6 +91,12 @@ impl SinkState {
         *waiting = None;
         Poll::Ready(flushed)
     }
+}
+
+/// Lets others have a reserved place.
+fn give_up(shared: &Shared) {
+    shared.places().cancel_reserved();
+    shared.wake_for_room(1);
 }
 
 /// What a waiting sink tries: it may be that only what sinks accepted without a signal fills the queue.
@@ -126,25 +136,37 @@ impl<B: Payload> Sink<B> for ShmPublisher {
     fn start_send(self: Pin<&mut Self>, buf: B) -> Result<(), Self::Error> {
         let this = self.get_mut();
         assert!(std::mem::take(&mut this.sink.reserved), "start_send without a poll_ready that was ready");
+        let mut staged = Staged::new(buf);
+        let ready = match this.stage_now(&mut staged) {
+            Ok(()) => true,
+            Err(SendErrorKind::Pool(TakeError::Full { .. })) => false,
+            Err(kind) => {
+                give_up(&this.shared);
+                return Err(SinkError::new(kind, Some(staged.into_buf().into_returned())));
+            }
+        };
+        // A flush that was given up would not wait for this message.
+        *this.sink.flushing.get_mut() = None;
+        if ready && this.shared.feed_now(|| staged.take()) {
+            give_up(&this.shared);
+            this.sink.unsignalled += 1;
+            if this.sink.unsignalled >= SILENT {
+                // A sink that is fed for ever and never flushed lets its subscribers sleep for no longer than that.
+                this.sink.unsignalled = 0;
+                this.shared.pump();
+            }
+            return Ok(());
+        }
         let places = this.shared.places();
         if places.use_reserved().is_err() {
             places.cancel_reserved();
             this.shared.notify();
-            return Err(SinkError::new(SendErrorKind::Closed, Some(buf.into_returned())));
+            return Err(SinkError::new(SendErrorKind::Closed, Some(staged.into_buf().into_returned())));
         }
-        let mut staged = Staged::new(buf);
-        let queued = match this.stage_now(&mut staged) {
-            Ok(()) => Queued::Slot(staged.take()),
-            Err(SendErrorKind::Pool(TakeError::Full { .. })) => Queued::Heap(Box::new(staged.bytes().into())),
-            Err(kind) => {
-                this.shared.give_back(1);
-                return Err(SinkError::new(kind, Some(staged.into_buf().into_returned())));
-            }
-        };
+        let queued =
+            if ready { Queued::Slot(staged.take()) } else { Queued::Heap(Box::new(staged.bytes().into())) };
         this.shared.push(queued);
-        this.sink.unsignalled = true;
-        // A flush that was given up would not wait for this message.
-        *this.sink.flushing.get_mut() = None;
+        this.sink.unsignalled += 1;
         // Nobody is to wait, for a place or for the end, until this sink happens to be flushed. The fence stands between
         // the push and these looks: whoever has come by now is seen, and whoever comes later sees the message.
         fence(Ordering::SeqCst);
