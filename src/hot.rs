@@ -73,9 +73,6 @@ const PLACES: usize = 8;
 
 /// Places with their own cache lines. Each thread has one of them that it looks at first: all the same one, so that what one thread
 /// puts there another finds, until two are there at once; then one of them moves on.
-///
-/// A look comes before each read-modify-write: that has to wait until all that was written before is out, and would be in vain
-/// where many are taken or put in a row.
 #[derive(Debug)]
 pub(crate) struct HotPlaces<T> {
     /// Only those up to `last` are used.
@@ -113,15 +110,7 @@ impl<T> HotPlaces<T> {
     /// Takes what is in this thread's own place.
     #[inline]
     pub(crate) fn take(&self) -> Option<Arc<T>> {
-        let own = self.own();
-        if own.looks_empty() {
-            return None;
-        }
-        let thing = own.take();
-        if thing.is_none() {
-            move_on();
-        }
-        thing
+        self.own().take()
     }
 
     /// Takes something from whosever place.
@@ -133,6 +122,7 @@ impl<T> HotPlaces<T> {
     #[inline]
     pub(crate) fn try_put(&self, thing: Arc<T>) -> Result<(), Arc<T>> {
         let own = self.own();
+        // Often so: many are put back in a row. (Before taking, such a look costs more than it saves.)
         if !own.looks_empty() {
             return Err(thing);
         }
