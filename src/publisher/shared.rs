@@ -4,6 +4,7 @@
 //! delivered by whoever passes the turnstile next: a sender, the tx task, a link task.
 
 mod heap;
+mod run;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -29,19 +30,8 @@ use crate::sys::clock::monotonic_ns;
 use crate::topic::TopicName;
 use crate::turnstile::{Inside, Turnstile};
 
-/// Messages that one run of delivery takes from the queue before it lets others in.
-const RUN: usize = 64;
-/// A publisher that was quiet for so long, and has not done so lately, looks for new subscribers before it sends: a
-/// message sent right after somebody connected then reaches him instead of being counted as missed. In a stream of
-/// messages that is left to the tx task.
-const QUIET_NS: u64 = 100_000;
-const ACCEPT_EVERY_NS: u64 = 5_000_000;
 /// When to look again for stuck subscribers if somebody was delivering.
 const EVICT_RETRY_NS: u64 = 1_000_000;
-/// When to try again what met with too many descriptors under way in sockets.
-const CROWDED_RETRY_NS: u64 = 5_000_000;
-/// How often the tx task looks whether a rush of messages is over.
-const RUSH_NS: u64 = 1_000_000;
 /// How often a sender that must not wait looks again for what another thread is just collecting.
 const COLLECT_SPINS: usize = 64;
 
@@ -409,205 +399,6 @@ impl Shared {
         let head = Some(self.retry_at.load(Ordering::Acquire)).filter(|at| *at != 0);
         let at = head.into_iter().chain(self.acceptor.retry_at()).min()?;
         Some(at.saturating_sub(monotonic_ns()))
-    }
-
-    #[inline]
-    fn enter(&self) -> Option<Inside<'_, Delivery>> {
-        let inside = self.delivery.enter();
-        if inside.is_none() && self.delivery.is_poisoned() && !self.has_ended() {
-            // Somebody panicked inside: nothing can be delivered any more, and nobody is to wait for it.
-            self.die();
-        }
-        inside
-    }
-
-    /// What is done first at every entry: new subscribers, if there may be some, and what the tasks have said.
-    #[inline]
-    fn prepare(&self, delivery: &mut Inside<'_, Delivery>) {
-        if delivery.pace.is_due() {
-            self.read_clock(delivery);
-        }
-        delivery.retire();
-        if self.controls.load(Ordering::Acquire) != 0 {
-            self.obey(delivery);
-        }
-    }
-
-    fn read_clock(&self, delivery: &mut Delivery) {
-        let now = monotonic_ns();
-        if now.saturating_sub(delivery.last_run) > QUIET_NS
-            && now.saturating_sub(delivery.last_accept) > ACCEPT_EVERY_NS
-            // Somebody connects faster than he is accepted: then the tx task is at it, and senders would do nothing else.
-            && !self.acceptor.has_more()
-        {
-            self.acceptor.accept_pending(self);
-            // Afterwards, so that most of the time is left for sending however long it takes.
-            delivery.last_accept = monotonic_ns();
-        }
-        delivery.last_run = now;
-        delivery.timed = true;
-        if delivery.pace.read(now) {
-            self.rush.store(true, Ordering::Release);
-            self.notify();
-        }
-    }
-
-    /// Notes the time of what was sent so far, for a subscriber that is just about to connect.
-    pub(crate) fn note_time(&self) {
-        if let Some(mut delivery) = self.enter() {
-            delivery.log(monotonic_ns());
-            self.leave(delivery);
-        }
-    }
-
-    /// Notes the time of messages that came too fast for it to be noted with each, and says when to do so again.
-    pub(crate) fn end_rush(&self) -> Option<u64> {
-        if !self.rush.load(Ordering::Acquire) {
-            return None;
-        }
-        let Some(mut delivery) = self.enter() else { return Some(RUSH_NS) };
-        let goes_on = delivery.is_untimed();
-        if goes_on {
-            delivery.log(monotonic_ns());
-        } else {
-            delivery.pace.rest();
-            self.rush.store(false, Ordering::Release);
-        }
-        self.leave(delivery);
-        goes_on.then_some(RUSH_NS)
-    }
-
-    #[cold]
-    fn obey(&self, delivery: &mut Delivery) {
-        let controls = std::mem::take(&mut *self.control.lock());
-        self.controls.fetch_sub(controls.len(), Ordering::AcqRel);
-        for control in controls {
-            match control {
-                Control::Add(seed) if !delivery.finished => delivery.add(*seed),
-                Control::Add(_) => {}
-                Control::Leave(id) => delivery.leave(id),
-                Control::Remove(id) => delivery.remove(id),
-                Control::Part(id) => delivery.part(id),
-            }
-        }
-    }
-
-    /// Delivers from the head and the queue until they are empty, stuck, or enough for one run.
-    fn work(&self, delivery: &mut Delivery) {
-        let pool = self.pool.core();
-        if self.has_died() && !delivery.finished {
-            delivery.finish(false);
-        }
-        if delivery.finished {
-            // Only after a death: a clean end waits until it is empty. The pool may be shared, and go on.
-            while let Some(queued) = self.queue.pop() {
-                if let Queued::Slot(slot) = queued {
-                    slot.give_back();
-                }
-            }
-            drop(self.fed.lock().take());
-            return;
-        }
-        if pool.budget.gate.has_waiters() {
-            delivery.reclaim();
-        }
-        let mut done = 0;
-        let mut popped = 0;
-        loop {
-            if delivery.is_stuck() {
-                if !delivery.retry_head() {
-                    let begun = delivery.arm_stuck(monotonic_ns());
-                    if !delivery.retry_head() {
-                        if begun && self.config.evict_after.is_some() {
-                            self.notify();
-                        }
-                        if delivery.is_crowded()
-                            && self.retry_at.swap(monotonic_ns() + CROWDED_RETRY_NS, Ordering::AcqRel) == 0
-                        {
-                            self.notify();
-                        }
-                        break;
-                    }
-                }
-                done += 1;
-            }
-            if popped >= RUN {
-                self.notify();
-                break;
-            }
-            let Some(slot) = self.next_queued(delivery, &mut popped) else { break };
-            if self.controls.load(Ordering::Acquire) != 0 {
-                // Somebody may have come between this run's beginning and the sending of this message.
-                self.obey(delivery);
-            }
-            if delivery.deliver(slot) {
-                done += 1;
-            }
-        }
-        if popped > 0 {
-            // Taken after the pops: later than any of these messages was accepted.
-            delivery.log(monotonic_ns());
-            self.give_back(popped);
-        }
-        if done > 0 {
-            // Before, so that whoever has flushed finds all of it in the statistics.
-            self.published.store(delivery.next_seq(), Ordering::Relaxed);
-            self.delivered.fetch_add(done, Ordering::AcqRel);
-            self.flushed.wake_all();
-            if popped == 0 {
-                // The head has gone, and no place has come free: they may all be reserved, and a sender needs none now.
-                self.room.wake(1);
-            }
-        }
-    }
-
-    /// Rings who has to be woken and opens the turnstile; if somebody knocked meanwhile, his work is done too, by the
-    /// tx task where there is more of it.
-    #[inline]
-    fn leave<'s>(&'s self, mut delivery: Inside<'s, Delivery>) {
-        let mut rounds = 0;
-        loop {
-            self.conclude(&mut delivery);
-            if !delivery.leave() {
-                return;
-            }
-            rounds += 1;
-            if rounds > 2 && !self.has_ended() {
-                return self.notify();
-            }
-            let Some(next) = self.enter() else { return };
-            delivery = next;
-            self.prepare(&mut delivery);
-            self.work(&mut delivery);
-        }
-    }
-
-    #[inline]
-    fn conclude(&self, delivery: &mut Delivery) {
-        delivery.ring();
-        self.note(delivery);
-    }
-
-    /// Notes for others what the run has come to.
-    #[inline]
-    fn note(&self, delivery: &mut Delivery) {
-        if std::mem::take(&mut delivery.timed) {
-            delivery.log(delivery.last_run);
-        }
-        self.published.store(delivery.next_seq(), Ordering::Relaxed);
-        if self.places.is_closed() && !delivery.finished && self.is_done(delivery) {
-            // The tx task has been waiting for this to end the publisher.
-            self.notify();
-        }
-        if std::mem::take(&mut delivery.links_changed) {
-            self.subscribers.swap(delivery.subscribers(), Ordering::AcqRel);
-            self.subscribers_changed.wake_all();
-        }
-    }
-
-    /// Whether a closed publisher has delivered everything that it ever accepted.
-    fn is_done(&self, delivery: &Delivery) -> bool {
-        self.places.is_closed() && self.places.all_back() && self.queue.is_empty() && !delivery.is_behind()
     }
 
     fn bury(&self) {
