@@ -6,8 +6,10 @@
 
 use std::cell::Cell;
 use std::fmt;
+use std::ops::Deref;
 use std::ptr;
 
+use crate::apart::Apart;
 use crate::sync::Arc;
 use crate::sync::atomic::{AtomicPtr, Ordering};
 
@@ -81,11 +83,6 @@ pub(crate) struct HotPlaces<T> {
     last: usize,
 }
 
-/// Not in one cache line with a neighbour, nor in the pair of lines that processors fetch.
-#[derive(Debug)]
-#[repr(align(128))]
-struct Apart<T>(T);
-
 thread_local! {
     /// Which place is the thread's own, of however many there are: how often another got in its way.
     static OWN: Cell<usize> = const { Cell::new(0) };
@@ -104,7 +101,8 @@ impl<T> HotPlaces<T> {
 
     #[inline]
     fn own(&self) -> &Hot<T> {
-        &self.places[OWN.get() & self.last & (PLACES - 1)].0
+        // `last` is less than `PLACES`; this says so to the compiler.
+        &self.places[OWN.get() & self.last & (PLACES - 1)]
     }
 
     /// Takes what is in this thread's own place.
@@ -139,7 +137,7 @@ impl<T> HotPlaces<T> {
     }
 
     fn used(&self) -> impl Iterator<Item = &Hot<T>> {
-        self.places.iter().take(self.count()).map(|place| &place.0)
+        self.places.iter().take(self.count()).map(Deref::deref)
     }
 
     /// How many are full, for statistics.

@@ -55,6 +55,7 @@ mod turnstile;
 
 #[cfg(not(tokio_shm_loom))]
 mod access;
+mod apart;
 #[cfg(not(tokio_shm_loom))]
 mod blocking;
 #[cfg(not(tokio_shm_loom))]

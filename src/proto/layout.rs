@@ -8,10 +8,10 @@
 
 #![allow(unsafe_code)]
 
-use core::ops::Deref;
 #[cfg(not(tokio_shm_loom))]
 use core::ptr::NonNull;
 
+use crate::apart::Apart;
 use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 /// The first word of every link page.
@@ -25,8 +25,7 @@ pub(crate) const DEPTH_MAX: u32 = 1 << 16;
 
 const CONTROL_LEN: usize = 5 * APART;
 const ENTRY_LEN: usize = 32;
-/// Two cache lines: the adjacent-line prefetcher of x86-64 pulls them in pairs.
-const APART: usize = 128;
+const APART: usize = align_of::<Apart<u8>>();
 /// The length is a multiple of this, so that it does not depend on who maps the page. It is not the host's page size.
 const PAGE: usize = 4096;
 
@@ -112,18 +111,6 @@ pub(crate) struct Control {
 /// loses the race for the head and throws away what it read.
 #[repr(C, align(32))]
 pub(crate) struct Entry(pub(crate) [AtomicU64; 4]);
-
-/// A value that shares its cache lines with no other.
-#[repr(C, align(128))]
-pub(crate) struct Apart<T>(T);
-
-impl<T> Deref for Apart<T> {
-    type Target = T;
-
-    fn deref(&self) -> &T {
-        &self.0
-    }
-}
 
 // The words of another process's build stand where this one expects them.
 #[cfg(not(tokio_shm_loom))]
