@@ -52,10 +52,12 @@ const fn stamp_of(position: u64) -> u64 {
     position.wrapping_add(1) << LEN_BITS
 }
 
-/// Whether the last word of an entry says that it is the one at `position`.
+/// The last word of the entry for `position`, if that is what was written there last.
 #[inline]
-const fn is_stamped(last: u64, position: u64) -> bool {
-    (last ^ stamp_of(position)) >> LEN_BITS == 0
+fn published(page: Page<'_>, position: u64) -> Option<u64> {
+    // SYNC POINT: descriptor published
+    let last = entry_at(page, position).0[3].load(Ordering::Acquire);
+    ((last ^ stamp_of(position)) >> LEN_BITS == 0).then_some(last)
 }
 
 /// What names a message on a link.
@@ -223,10 +225,7 @@ impl Consumer {
     #[inline]
     pub(crate) fn pop(&mut self, page: Page<'_>) -> Result<Popped, Misbehaved> {
         for _ in 0..LOST_RACES_MAX {
-            let entry = entry_at(page, self.head);
-            // SYNC POINT: descriptor published
-            let last = entry.0[3].load(Ordering::Acquire);
-            if !is_stamped(last, self.head) {
+            let Some(last) = published(page, self.head) else {
                 // SYNC POINT: entry taken back
                 let now = page.control.head.load(Ordering::Acquire);
                 if now == self.head {
@@ -234,8 +233,8 @@ impl Consumer {
                 }
                 self.see_head(now)?;
                 continue;
-            }
-            let descriptor = Descriptor::load(entry, last);
+            };
+            let descriptor = Descriptor::load(entry_at(page, self.head), last);
             kill_point!("pop: entry read");
             // SYNC POINT: entry claimed (Release), entry taken back (Acquire)
             let next = self.head.wrapping_add(1);
@@ -258,8 +257,7 @@ impl Consumer {
     #[inline]
     pub(crate) fn is_empty(&self, page: Page<'_>) -> bool {
         // SYNC POINT: entry taken back
-        let last = entry_at(page, self.head).0[3].load(Ordering::Acquire);
-        !is_stamped(last, self.head) && page.control.head.load(Ordering::Relaxed) == self.head
+        published(page, self.head).is_none() && page.control.head.load(Ordering::Relaxed) == self.head
     }
 
     /// The number below which the publisher has queued or dropped all messages.
