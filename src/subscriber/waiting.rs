@@ -66,15 +66,10 @@ impl Core<Waits> {
             return Poll::Ready(Some(item));
         }
         if self.busy.look_again() {
-            for look in 1..=LOOKS {
-                if self.has_something()
-                    && let Some(item) = self.next()
-                {
-                    return Poll::Ready(Some(item));
-                }
-                if look.is_multiple_of(LOOKS_TO_A_PAUSE) {
-                    std::hint::spin_loop();
-                }
+            if self.look()
+                && let Some(item) = self.next()
+            {
+                return Poll::Ready(Some(item));
             }
             self.rounds = self.rounds.wrapping_add(1);
             if self.rounds.is_multiple_of(ROUNDS) {
@@ -90,6 +85,19 @@ impl Core<Waits> {
             return Poll::Pending;
         }
         self.poll_asleep(watched, cx)
+    }
+
+    /// Looks until there is something, for so many times; `false` if there never was.
+    fn look(&self) -> bool {
+        for look in 1..=LOOKS {
+            if self.has_something() {
+                return true;
+            }
+            if look.is_multiple_of(LOOKS_TO_A_PAUSE) {
+                std::hint::spin_loop();
+            }
+        }
+        false
     }
 
     #[cold]
@@ -217,14 +225,7 @@ impl Core<Waits> {
                 return Some(item);
             }
             if self.busy.look_again() {
-                for look in 1..=LOOKS {
-                    if self.has_something() {
-                        break;
-                    }
-                    if look.is_multiple_of(LOOKS_TO_A_PAUSE) {
-                        std::hint::spin_loop();
-                    }
-                }
+                self.look();
                 self.rounds = self.rounds.wrapping_add(1);
                 if self.rounds.is_multiple_of(ROUNDS) {
                     if let Err(error) = self.read_everything() {
