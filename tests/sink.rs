@@ -240,13 +240,18 @@ async fn sender_goes_on_while_a_sink_has_reserved_the_only_place() {
     assert_eq!(receive(&mut subscriber, 1).await, [2]);
 }
 
+/// A publisher, and a subscriber with room for more than a silent sink is allowed, which sleeps when it finds nothing.
+async fn with_sleeper(dir: &Dir) -> (ShmPublisher, ShmSubscriber) {
+    let publisher = dir.publisher("t").bind().unwrap();
+    let subscriber = dir.subscriber("t").depth(1_000).busy_poll(BusyPoll::Off).connect().unwrap();
+    within("wait", publisher.wait_for_subscribers(1)).await;
+    (publisher, subscriber)
+}
+
 #[tokio::test]
 async fn message_fed_wakes_whoever_sleeps_with_the_flush() {
     let dir = Dir::new();
-    let publisher = dir.publisher("t").bind().unwrap();
-    let mut subscriber = dir.subscriber("t").busy_poll(BusyPoll::Off).connect().unwrap();
-    let mut sink = publisher.clone();
-    within("wait", publisher.wait_for_subscribers(1)).await;
+    let (mut sink, mut subscriber) = with_sleeper(&dir).await;
     let mut receiving = task::spawn(subscriber.next());
     assert_pending!(receiving.poll());
     for number in 0..3 {
@@ -260,10 +265,7 @@ async fn message_fed_wakes_whoever_sleeps_with_the_flush() {
 #[tokio::test]
 async fn messages_fed_without_a_flush_wake_whoever_sleeps_all_the_same() {
     let dir = Dir::new();
-    let publisher = dir.publisher("t").bind().unwrap();
-    let mut subscriber = dir.subscriber("t").depth(1_000).busy_poll(BusyPoll::Off).connect().unwrap();
-    let mut sink = publisher.clone();
-    within("wait", publisher.wait_for_subscribers(1)).await;
+    let (mut sink, mut subscriber) = with_sleeper(&dir).await;
     let mut receiving = task::spawn(subscriber.next());
     assert_pending!(receiving.poll());
     for number in 0..64 {
