@@ -74,6 +74,8 @@ mod on_full;
 #[cfg(not(tokio_shm_loom))]
 mod pool;
 #[cfg(not(tokio_shm_loom))]
+mod prefetch;
+#[cfg(not(tokio_shm_loom))]
 mod publisher;
 #[cfg(not(tokio_shm_loom))]
 mod reactor;

@@ -6,7 +6,7 @@ use crate::proto::bell::{arm, disarm, must_ring};
 use crate::proto::layout::{CONTROL_WORDS, HeapPage};
 use crate::proto::model::Publisher;
 use crate::proto::release::release;
-use crate::proto::ring::{Consumer, Popped};
+use crate::proto::ring::{CLAIM_MAX, Consumer, Popped};
 
 /// What is done to a link's page, and with it.
 #[derive(Debug, Clone, arbitrary::Arbitrary)]
@@ -64,7 +64,7 @@ pub fn page(depth: u8, ops: &[Op]) {
     let heap = HeapPage::new(depth);
     heap.page().init(0);
     let mut publisher = Publisher::new(depth);
-    let mut consumer = Consumer::new();
+    let mut consumer = Consumer::new(CLAIM_MAX);
     let mut held = Vec::new();
     let mut owned = BTreeSet::new();
     for op in ops {

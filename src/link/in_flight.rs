@@ -68,17 +68,29 @@ impl InFlight {
     /// Gives up a share; with the last one the slot goes back to the pool: `true`.
     #[inline]
     pub(crate) fn release(&mut self, flight: Flight) -> bool {
+        self.take_if_last(flight).map(|slot| self.pool.give_back(slot)).is_some()
+    }
+
+    /// As [`release`](Self::release), of a share that a subscriber had.
+    #[inline]
+    pub(crate) fn reclaim(&mut self, flight: Flight) -> bool {
+        let Some(slot) = self.take_if_last(flight) else { return false };
+        // It lies in the subscriber's cache, and is written again when all that come back now have been: by then it is here.
+        slot.prefetch();
+        self.pool.give_back(slot);
+        true
+    }
+
+    #[inline]
+    fn take_if_last(&mut self, flight: Flight) -> Option<Arc<Slot>> {
         let entry = &mut self.entries[flight.0 as usize];
         entry.shares -= 1;
         if entry.shares > 0 {
-            return false;
+            return None;
         }
-        if let Some(slot) = entry.slot.take() {
-            // There is room: no more are free than there are entries.
-            self.free.push(flight.0);
-            self.pool.give_back(slot);
-        }
-        true
+        // There is room: no more are free than there are entries.
+        self.free.push(flight.0);
+        entry.slot.take()
     }
 
     /// Gives up a share of a message that somebody out of reach may go on reading: its slot is never written again.

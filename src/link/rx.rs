@@ -4,15 +4,17 @@ use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use super::{Fault, Kind, LinkError, LinkPage, SEGMENTS_MAX};
+use super::{Fault, Kind, LinkError, LinkPage, RECENT, SEGMENTS_MAX, recent};
 use crate::OnFull;
 use crate::access::Access;
 use crate::buffer::{RemoteSegment, ShmSample};
+use crate::prefetch;
+use crate::proto::Misbehaved;
 use crate::proto::bell::{self, Wake};
 use crate::proto::hold::Hold;
 use crate::proto::layout::Geometry;
 use crate::proto::release;
-use crate::proto::ring::{Consumer, Descriptor, Popped};
+use crate::proto::ring::{CLAIM_MAX, Consumer, Descriptor, Popped};
 use crate::proto::wire::{self, BackingWire, Frame, Hello, RefusedReason, Welcome};
 use crate::sys::bell::Bell;
 use crate::sys::clock::monotonic_ns;
@@ -102,7 +104,8 @@ struct Established {
     segments: HashMap<u64, Arc<RemoteSegment>>,
     /// The bytes of all of them.
     announced: u64,
-    last: Option<(u64, Arc<RemoteSegment>)>,
+    /// Of those the ones used lately: most messages need no look into the map.
+    recent: [Option<Arc<RemoteSegment>>; RECENT],
     aside: Option<Aside>,
     armed: bool,
 }
@@ -242,7 +245,7 @@ impl LinkRx {
         if link.aside.is_some() {
             return None;
         }
-        let descriptor = match link.consumer.pop(link.shared.page.view()) {
+        let descriptor = match link.pop() {
             Ok(Popped::Message(descriptor)) => descriptor,
             Ok(_) => return None,
             Err(fault) => {
@@ -250,8 +253,7 @@ impl LinkRx {
                 return None;
             }
         };
-        if let Some((last, segment)) = &link.last
-            && *last == descriptor.segment
+        if let Some(segment) = link.recent(descriptor.segment)
             && descriptor.seq == link.expect
             && let Ok(sample) = Self::sample(segment, descriptor)
         {
@@ -375,7 +377,7 @@ impl LinkRx {
     fn try_next(&mut self) -> Result<Next, Ended> {
         let Some(link) = self.established.as_deref_mut() else { return Ok(Next::Empty) };
         let descriptor = match link.aside.take() {
-            None => match link.consumer.pop(link.shared.page.view())? {
+            None => match link.pop()? {
                 Popped::Message(descriptor) => descriptor,
                 Popped::Empty => return self.gap_at_the_end(),
                 // The publisher is dropping faster than we take: it is at it right now, and will ring or be seen again.
@@ -442,8 +444,7 @@ impl LinkRx {
     #[inline]
     fn segment(&mut self, id: u64) -> Result<Option<Arc<RemoteSegment>>, Ended> {
         if let Some(link) = self.established.as_deref()
-            && let Some((last, segment)) = &link.last
-            && *last == id
+            && let Some(segment) = link.recent(id)
         {
             return Ok(Some(Arc::clone(segment)));
         }
@@ -461,7 +462,7 @@ impl LinkRx {
                 _ => Err(unknown.into()),
             };
         };
-        link.last = Some((id, Arc::clone(segment)));
+        link.recent[recent(id)] = Some(Arc::clone(segment));
         Ok(Some(Arc::clone(segment)))
     }
 
@@ -509,7 +510,7 @@ impl LinkRx {
             (Frame::Retire { id }, Some(link)) => {
                 let segment = link.segments.remove(&id).ok_or(Kind::NotAnnounced(id))?;
                 link.announced -= segment.mapping.len() as u64;
-                link.last.take_if(|(last, _)| *last == id);
+                link.recent[recent(id)].take_if(|segment| segment.id == id);
             }
             (Frame::Bye, Some(_)) => return Err(Ended::Closed.into()),
             (Frame::Refused(reason), _) => return Err(Ended::Refused(reason).into()),
@@ -545,21 +546,44 @@ impl LinkRx {
             holds: (0..depth).map(|_| Hold::default()).collect(),
             credit: Bell::from_fd(credit).map_err(Kind::Descriptor)?,
         };
+        // Where the oldest may be dropped for newer ones, none is claimed before its turn.
+        let claim = if welcome.on_full == OnFull::DropOldest.into() { 1 } else { CLAIM_MAX };
         Ok(Box::new(Established {
             shared: Arc::new(shared),
-            consumer: Consumer::new(),
+            consumer: Consumer::new(claim),
             bell,
             expect: welcome.expect_seq,
             segments: HashMap::new(),
             announced: 0,
-            last: None,
+            recent: [const { None }; RECENT],
             aside: None,
             armed: false,
         }))
     }
 }
 
+#[inline]
+fn find_recent(segments: &[Option<Arc<RemoteSegment>>; RECENT], id: u64) -> Option<&Arc<RemoteSegment>> {
+    segments[recent(id)].as_ref().filter(|segment| segment.id == id)
+}
+
 impl Established {
+    #[inline]
+    fn recent(&self, id: u64) -> Option<&Arc<RemoteSegment>> {
+        find_recent(&self.recent, id)
+    }
+
+    /// Takes the oldest message, and has the payloads of those that come soon fetched meanwhile.
+    #[inline]
+    fn pop(&mut self) -> Result<Popped, Misbehaved> {
+        let Self { shared, consumer, recent, .. } = self;
+        consumer.pop_with(shared.page.view(), |soon| {
+            if let Some(segment) = find_recent(recent, soon.segment) {
+                prefetch::for_reading(segment.mapping.as_ptr().as_ptr().wrapping_add(soon.offset as usize));
+            }
+        })
+    }
+
     fn map_segment(&mut self, segment: wire::Segment, fd: OwnedFd) -> Result<(), Unread> {
         let wire::Segment { id, len, backing } = segment;
         let backing = match backing {
@@ -580,7 +604,7 @@ impl Established {
         kill_point!("segment: received");
         let mapping = memory::map_read_only(fd.as_fd(), len, backing).map_err(unusable)?;
         kill_point!("segment: mapped");
-        let segment = Arc::new(RemoteSegment { mapping, link: Arc::clone(&self.shared) });
+        let segment = Arc::new(RemoteSegment { id, mapping, link: Arc::clone(&self.shared) });
         self.segments.insert(id, segment);
         self.announced = announced;
         Ok(())

@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
-use super::{Flight, InFlight, Kind, LinkPage, SEGMENTS_MAX};
+use super::{Flight, InFlight, Kind, LinkPage, RECENT, SEGMENTS_MAX, recent};
 use crate::OnFull;
 use crate::proto::Misbehaved;
 use crate::proto::bell::{Wake, arm, must_ring_after_fence};
@@ -90,8 +90,8 @@ pub(crate) struct LinkTx {
     on_full: OnFull,
     /// Segments that the subscriber was told of.
     announced: HashMap<u64, Weak<Segment>>,
-    /// The one announced or used last: most messages need no look into the map.
-    last_segment: u64,
+    /// Of those the ones used lately, 0 for none: most messages need no look into the map.
+    recent: [u64; RECENT],
     /// The last announcement met with too many descriptors under way in all sockets of this user: nobody rings when there
     /// are fewer.
     pub(crate) crowded: bool,
@@ -134,7 +134,7 @@ impl LinkTx {
             bell,
             on_full,
             announced: HashMap::new(),
-            last_segment: 0,
+            recent: [0; RECENT],
             crowded: false,
             next_seq: 0,
             leaving: false,
@@ -186,7 +186,7 @@ impl LinkTx {
         }
         let slot = in_flight.slot(message.flight);
         let segment = slot.segment();
-        if segment.id() != self.last_segment && !self.announce(segment, in_flight)? {
+        if self.recent[recent(segment.id())] != segment.id() && !self.announce(segment, in_flight)? {
             return self.refuse(message);
         }
         let Ok(ticket) = self.tickets.issue(self.producer.position(), message.flight) else {
@@ -271,7 +271,7 @@ impl LinkTx {
         let Self { page, tickets, collector, .. } = self;
         let give_back = |ticket| match tickets.reclaim(ticket) {
             Some(flight) => {
-                *freed += usize::from(in_flight.release(flight));
+                *freed += usize::from(in_flight.reclaim(flight));
                 Ok(())
             }
             None => Err(Misbehaved::TicketNotHeld { ticket }),
@@ -400,7 +400,7 @@ impl LinkTx {
             kill_point!("announce: sent");
             self.announced.insert(segment.id(), Arc::downgrade(segment));
         }
-        self.last_segment = segment.id();
+        self.recent[recent(segment.id())] = segment.id();
         Ok(true)
     }
 }
@@ -418,7 +418,7 @@ impl LinkTx {
             }
             self.announced.remove(&id);
         }
-        self.last_segment = 0;
+        self.recent = [0; RECENT];
         self.bell.ring();
         Ok(self.announced.len() < SEGMENTS_MAX)
     }

@@ -4,6 +4,7 @@
 
 use std::cell::Cell;
 use std::collections::HashMap;
+use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 
@@ -13,6 +14,7 @@ use super::{PoolStats, ShmPoolConfig, SizeStats, TakeError};
 use crate::budget::{Budget, Reservation};
 use crate::hot::HotPlaces;
 use crate::idle::Idle;
+use crate::prefetch;
 use crate::proto::class::{self, ClassIndex};
 use crate::segment::Segment;
 use crate::sync::fence_after_rmw;
@@ -82,6 +84,12 @@ impl Slot {
     #[inline]
     pub(crate) fn offset(&self) -> usize {
         self.offset
+    }
+
+    /// Has the cache line in which it begins fetched, to be written.
+    #[inline]
+    pub(crate) fn prefetch(&self) {
+        prefetch::for_writing(self.segment.mapping().as_ptr().as_ptr().wrapping_add(self.offset));
     }
 
     /// How many bytes are in use.
@@ -310,7 +318,8 @@ impl PoolCore {
         let segment = Arc::new(Segment::create(room, slots, &self.config.create_options())?);
         kill_point!("segment: made");
         state.misses.fetch_add(1, Ordering::Relaxed);
-        let made: Vec<_> = (0..slots).map(|index| self.slot(&segment, index, class)).collect();
+        let made: Vec<_> =
+            out_of_order(slots).into_iter().map(|index| self.slot(&segment, index, class)).collect();
         let existing = state.know(&made);
         if let Some(idle) = state.idle.as_ref().filter(|_| slots > 1) {
             idle.expect_at_most(existing);
@@ -462,6 +471,17 @@ impl std::fmt::Debug for PoolCore {
             .field("budget", &self.budget)
             .finish_non_exhaustive()
     }
+}
+
+/// The numbers below `count` without any order.
+///
+/// Slots are used in the order in which they were made. Were that the order in memory, the processor of a subscriber that reads one
+/// would fetch the next ones as well, from the publisher's, which is just about to write them.
+fn out_of_order(count: usize) -> Vec<usize> {
+    let mut numbers: Vec<_> = (0..count).collect();
+    let hasher = BuildHasherDefault::<DefaultHasher>::new();
+    numbers.sort_by_cached_key(|number| hasher.hash_one(number));
+    numbers
 }
 
 #[cfg(test)]

@@ -110,7 +110,7 @@ mod loom_tests {
     use super::*;
     use crate::proto::layout::HeapPage;
     use crate::proto::release::{Collector, release};
-    use crate::proto::ring::{Consumer, Descriptor, Popped, Producer};
+    use crate::proto::ring::{CLAIM_MAX, Consumer, Descriptor, Popped, Producer};
     use loom::sync::Arc;
     use loom::thread;
 
@@ -136,7 +136,7 @@ mod loom_tests {
             });
 
             let page = heap.page();
-            let mut consumer = Consumer::new();
+            let mut consumer = Consumer::new(CLAIM_MAX);
             let mut received = 0;
             while let Popped::Message(_) = consumer.pop(page).unwrap() {
                 received += 1;

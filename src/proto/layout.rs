@@ -24,7 +24,7 @@ pub(crate) const VERSION: u32 = 2;
 pub(crate) const DEPTH_MAX: u32 = 1 << 16;
 
 const CONTROL_LEN: usize = 5 * APART;
-const ENTRY_LEN: usize = 32;
+pub(crate) const ENTRY_LEN: usize = 32;
 const APART: usize = align_of::<Apart<u8>>();
 /// The length is a multiple of this, so that it does not depend on who maps the page. It is not the host's page size.
 const PAGE: usize = 4096;
@@ -95,8 +95,8 @@ pub(crate) struct Control {
     depth: AtomicU32,
     /// Each message with a sequence number below this one was either queued here or dropped. Only grows; the publisher.
     pub(crate) offered: Apart<AtomicU64>,
-    /// Ring position of the oldest unread entry. Grows by one, by compare-and-swap: from the subscriber, which takes
-    /// the entry, or from the publisher, which takes it back.
+    /// Ring position of the oldest entry that is not claimed. Grows by compare-and-swap: from the subscriber, which claims one
+    /// entry or some, or from the publisher, which takes one back.
     pub(crate) head: Apart<AtomicU64>,
     /// 1: the subscriber is about to sleep, or sleeps, until its doorbell rings. It swaps in 1 before it looks a last
     /// time; whoever swaps 1 for 0 has either found something (the subscriber) or owes a ring (the publisher).

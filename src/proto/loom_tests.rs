@@ -14,7 +14,7 @@ use super::bell::{self, Wake, arm, must_ring};
 use super::hold::Hold;
 use super::layout::{HeapPage, Page};
 use super::release::{Collector, release};
-use super::ring::{Consumer, Descriptor, Popped, Producer};
+use super::ring::{CLAIM_MAX, Consumer, Descriptor, Popped, Producer};
 use super::ticket::Tickets;
 use crate::sync::{Condvar, Mutex};
 use loom::cell::UnsafeCell;
@@ -166,7 +166,7 @@ struct Subscriber<'a> {
 
 impl<'a> Subscriber<'a> {
     fn new(link: &'a Link) -> Self {
-        Self { link, consumer: Consumer::new(), hold: Hold::default() }
+        Self { link, consumer: Consumer::new(CLAIM_MAX), hold: Hold::default() }
     }
 
     fn try_receive(&mut self) -> Option<u64> {

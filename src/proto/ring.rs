@@ -2,14 +2,15 @@
 //!
 //! Both cursors count ring positions and never wrap. The producer's own, `tail`, is known to nobody else: an entry says by
 //! itself, by its *stamp*, which position was written there last, so that a consumer that waits looks at the very cache
-//! line that will bring the message, and fetches no other one first. `head` moves by one at a time, by
-//! compare-and-swap, because both sides may move it: the consumer to take the oldest entry, the producer to take it
-//! back. Whoever moves `head` off a position owns the message there; there is no third case.
+//! line that will bring the message, and fetches no other one first. `head` moves by compare-and-swap, because both
+//! sides may move it: the consumer to claim the oldest entries, the producer to take the oldest back. Whoever moves `head`
+//! past a position owns the message there; there is no third case.
 //!
 //! A stamp has the low bits of a position only. It need do no more than tell a position from the one a lap before: a consumer
 //! that is further behind, because entries were taken back, finds `head` moved, or fails to claim what it read.
 //!
-//! The consumer reads an entry *before* it claims it. The other order would be wrong: once claimed, a slow consumer's
+//! The consumer reads entries *before* it claims them, and keeps what it read: while `head` stands still, none from it on is
+//! taken back, so that what was read is whole if they can be claimed. The other order would be wrong: once claimed, a slow consumer's
 //! entry could be overwritten before it is read, because the producer can take back everything after it and come round
 //! to the same place. What the consumer reads and fails to claim may be torn, and is thrown away.
 //!
@@ -38,6 +39,10 @@ mod tests;
 
 /// How often [`Consumer::pop`] lets the producer take an entry from under its hands before it gives up for now.
 const LOST_RACES_MAX: u32 = 64;
+
+/// How many messages a consumer claims at a time, at most: four cache lines of entries.
+pub(crate) const CLAIM_MAX: usize = 8;
+const ENTRIES_A_LINE: usize = 64 / super::layout::ENTRY_LEN;
 
 const TICKET_BITS: u32 = 16;
 const LEN_BITS: u32 = 41;
@@ -209,21 +214,60 @@ pub(crate) enum Popped {
 /// The subscriber's end of one link's ring.
 #[derive(Debug)]
 pub(crate) struct Consumer {
-    /// The position to be popped next, unless the publisher has taken it back.
+    /// The position to be claimed next, unless the publisher has taken it back.
     head: u64,
     /// The furthest that `offered` was ever seen.
     offered_seen: u64,
+    /// Claimed with the one before, and not popped yet: from `next` up to `claimed`.
+    ahead: [Descriptor; CLAIM_MAX - 1],
+    next: usize,
+    claimed: usize,
+    /// How many to claim at a time.
+    most: usize,
+    /// The last claim found all that it looked for: it is worthwhile to look at lines of which nothing is known yet.
+    backlog: bool,
 }
 
 impl Consumer {
-    /// For a page whose publisher just prepared it.
-    pub(crate) const fn new() -> Self {
-        Self { head: 0, offered_seen: 0 }
+    /// For a page whose publisher just prepared it. Claims up to `most` messages at a time, [`CLAIM_MAX`] at most; from a publisher that
+    /// takes back what was not received it should be one, because what is claimed cannot be taken back.
+    pub(crate) fn new(most: usize) -> Self {
+        const NONE: Descriptor = Descriptor { seq: 0, segment: 0, offset: 0, len: 0, ticket: 0 };
+        let most = most.clamp(1, CLAIM_MAX);
+        Self {
+            head: 0,
+            offered_seen: 0,
+            ahead: [NONE; CLAIM_MAX - 1],
+            next: 0,
+            claimed: 0,
+            most,
+            backlog: false,
+        }
     }
 
     /// Takes the oldest message from the ring.
-    #[inline]
     pub(crate) fn pop(&mut self, page: Page<'_>) -> Result<Popped, Misbehaved> {
+        self.pop_with(page, |_| ())
+    }
+
+    /// As [`pop`](Self::pop); `soon` is told of each message that this or a later call may return, when it is first seen. It is not
+    /// claimed then, and what is said of it not checked: good for a hint and no more.
+    #[inline]
+    pub(crate) fn pop_with(
+        &mut self,
+        page: Page<'_>,
+        soon: impl Fn(&Descriptor),
+    ) -> Result<Popped, Misbehaved> {
+        if let Some(descriptor) = self.ahead[..self.claimed].get(self.next) {
+            self.next += 1;
+            return Self::check(page, *descriptor);
+        }
+        self.claim(page, soon)
+    }
+
+    /// Takes some messages from the ring, and returns the oldest.
+    #[inline]
+    fn claim(&mut self, page: Page<'_>, soon: impl Fn(&Descriptor)) -> Result<Popped, Misbehaved> {
         for _ in 0..LOST_RACES_MAX {
             let Some(last) = published(page, self.head) else {
                 // SYNC POINT: entry taken back
@@ -234,20 +278,45 @@ impl Consumer {
                 self.see_head(now)?;
                 continue;
             };
-            let descriptor = Descriptor::load(entry_at(page, self.head), last);
+            let first = Descriptor::load(entry_at(page, self.head), last);
+            soon(&first);
+            let more = self.look_ahead(page, &soon);
             kill_point!("pop: entry read");
             // SYNC POINT: entry claimed (Release), entry taken back (Acquire)
-            let next = self.head.wrapping_add(1);
+            let next = self.head.wrapping_add(1 + more as u64);
             match page.control.head.compare_exchange(self.head, next, Ordering::Release, Ordering::Acquire) {
                 Ok(_) => {
                     kill_point!("pop: entry claimed");
                     self.head = next;
-                    return self.check(page, descriptor).map(Popped::Message);
+                    (self.next, self.claimed) = (0, more);
+                    return Self::check(page, first);
                 }
                 Err(now) => self.see_head(now)?,
             }
         }
         Ok(Popped::Contended)
+    }
+
+    /// Reads what is published after the message at `head`: how many there are.
+    ///
+    /// Those in the same cache line cost nothing to look at. Of the lines after it the publisher may be about to write one, and would
+    /// have to fetch it back: they are looked at only while there is a backlog.
+    #[inline]
+    fn look_ahead(&mut self, page: Page<'_>, soon: impl Fn(&Descriptor)) -> usize {
+        let line = ENTRIES_A_LINE - self.head as usize % ENTRIES_A_LINE;
+        let most = if self.backlog { self.most } else { self.most.min(line) } - 1;
+        let mut more = 0;
+        while more < most {
+            let position = self.head.wrapping_add(1 + more as u64);
+            let Some(last) = published(page, position) else { break };
+            self.ahead[more] = Descriptor::load(entry_at(page, position), last);
+            soon(&self.ahead[more]);
+            more += 1;
+        }
+        if most > 0 {
+            self.backlog = more == most;
+        }
+        more
     }
 
     /// A cheap look that takes nothing: whether [`pop`](Self::pop) would say [`Popped::Empty`].
@@ -257,7 +326,9 @@ impl Consumer {
     #[inline]
     pub(crate) fn is_empty(&self, page: Page<'_>) -> bool {
         // SYNC POINT: entry taken back
-        published(page, self.head).is_none() && page.control.head.load(Ordering::Relaxed) == self.head
+        self.next == self.claimed
+            && published(page, self.head).is_none()
+            && page.control.head.load(Ordering::Relaxed) == self.head
     }
 
     /// The number below which the publisher has queued or dropped all messages.
@@ -284,9 +355,13 @@ impl Consumer {
     }
 
     #[inline]
-    fn check(&self, page: Page<'_>, descriptor: Descriptor) -> Result<Descriptor, Misbehaved> {
+    fn check(page: Page<'_>, descriptor: Descriptor) -> Result<Popped, Misbehaved> {
         let (ticket, depth) = (descriptor.ticket, page.geometry().depth());
-        if ticket < depth { Ok(descriptor) } else { Err(Misbehaved::TicketOutOfRange { ticket, depth }) }
+        if ticket < depth {
+            Ok(Popped::Message(descriptor))
+        } else {
+            Err(Misbehaved::TicketOutOfRange { ticket, depth })
+        }
     }
 }
 

@@ -4,7 +4,7 @@ use super::bell::{Wake, arm, disarm, must_ring};
 use super::layout::HeapPage;
 use super::model::Publisher;
 use super::release::release;
-use super::ring::{Consumer, Descriptor, Popped};
+use super::ring::{CLAIM_MAX, Consumer, Descriptor, Popped};
 use proptest::prelude::*;
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -49,7 +49,7 @@ proptest! {
         heap.page().init(0);
         prop_assert_eq!(heap.page().validate(), Ok(()));
         let mut publisher = Publisher::new(depth);
-        let mut consumer = Consumer::new();
+        let mut consumer = Consumer::new(1);
         let mut held = Vec::new();
         let (mut queued, mut released) = (VecDeque::new(), BTreeSet::new());
         let (mut data_armed, mut credit_armed) = (false, false);
@@ -114,7 +114,7 @@ proptest! {
 #[test]
 fn messages_between_two_threads_are_each_received_or_taken_back() {
     const MESSAGES: u64 = 200_000;
-    for depth in [2, 3, 8, 65] {
+    for (depth, most) in [2, 3, 8, 65].into_iter().flat_map(|depth| [(depth, 1), (depth, CLAIM_MAX)]) {
         let heap = HeapPage::new(depth);
         heap.page().init(0);
         let (mut received, mut taken_back) = (Vec::new(), Vec::new());
@@ -138,7 +138,7 @@ fn messages_between_two_threads_are_each_received_or_taken_back() {
                 }
                 done.store(true, Ordering::Release);
             });
-            let mut consumer = Consumer::new();
+            let mut consumer = Consumer::new(most);
             let mut held = VecDeque::new();
             loop {
                 let closed = done.load(Ordering::Acquire);

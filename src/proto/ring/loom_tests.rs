@@ -39,7 +39,7 @@ fn publish(page: Page<'_>, count: u64) -> Vec<u64> {
     taken_back
 }
 
-fn each_message_has_one_owner(count: u64, preemptions: Option<usize>) {
+fn each_message_has_one_owner(count: u64, most: usize, preemptions: Option<usize>) {
     let mut model = loom::model::Builder::new();
     model.preemption_bound = preemptions;
     model.check(move || {
@@ -49,7 +49,7 @@ fn each_message_has_one_owner(count: u64, preemptions: Option<usize>) {
             move || publish(heap.page(), count)
         });
 
-        let mut consumer = Consumer::new();
+        let mut consumer = Consumer::new(most);
         let mut received = Vec::new();
         drain(&mut consumer, heap.page(), &mut received);
 
@@ -65,13 +65,15 @@ fn each_message_has_one_owner(count: u64, preemptions: Option<usize>) {
 
 #[test]
 fn loom_message_pushed_twice_and_taken_back_once_has_one_owner_each() {
-    each_message_has_one_owner(3, None);
+    each_message_has_one_owner(3, 1, None);
+    each_message_has_one_owner(3, CLAIM_MAX, None);
 }
 
 #[test]
 fn loom_message_overwriting_two_others_is_never_mixed_with_them() {
     // Without a bound this takes minutes.
-    each_message_has_one_owner(4, Some(3));
+    each_message_has_one_owner(4, 1, Some(3));
+    each_message_has_one_owner(4, CLAIM_MAX, Some(3));
 }
 
 #[test]
@@ -95,7 +97,7 @@ fn loom_head_that_overtook_the_tail_seen_accuses_no_honest_producer() {
             }
         });
         // The first pop is the one that starts furthest behind.
-        if let Popped::Message(message) = Consumer::new().pop(heap.page()).unwrap() {
+        if let Popped::Message(message) = Consumer::new(CLAIM_MAX).pop(heap.page()).unwrap() {
             assert_eq!(message, descriptor(message.seq));
         }
         publisher.join().unwrap();
@@ -117,7 +119,7 @@ fn loom_message_count_offered_covers_what_is_missing() {
             }
         });
 
-        let mut consumer = Consumer::new();
+        let mut consumer = Consumer::new(CLAIM_MAX);
         let offered = consumer.offered(heap.page()).unwrap();
         let mut received = Vec::new();
         drain(&mut consumer, heap.page(), &mut received);

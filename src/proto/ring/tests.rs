@@ -4,6 +4,7 @@ use super::*;
 use crate::proto::class::LARGEST;
 use crate::proto::layout::HeapPage;
 use proptest::prelude::*;
+use std::cell::RefCell;
 use std::collections::VecDeque;
 
 #[derive(Debug, Clone)]
@@ -31,13 +32,20 @@ fn op() -> impl Strategy<Value = Op> {
 
 proptest! {
     #[test]
-    fn ring_agrees_with_a_queue(depth in 1u32..=9, ops in prop::collection::vec(op(), 0..300)) {
+    fn ring_agrees_with_a_queue(
+        depth in 1u32..=20,
+        most in 1usize..=CLAIM_MAX + 1,
+        ops in prop::collection::vec(op(), 0..300),
+    ) {
         let heap = HeapPage::new(depth);
         let page = heap.page();
-        let (mut producer, mut consumer) = (Producer::new(), Consumer::new());
+        let (mut producer, mut consumer) = (Producer::new(), Consumer::new(most));
         let mut oracle = VecDeque::new();
         let (mut seq, mut position, mut offered) = (0, 0, 0);
         for op in ops {
+            // The oldest ones are the consumer's already.
+            let claimed = consumer.claimed - consumer.next;
+            prop_assert!(claimed < most);
             match op {
                 Op::Push { segment, offset, len, ticket } if oracle.len() < depth as usize => {
                     let descriptor = Descriptor { seq, segment, offset, len, ticket: ticket % depth };
@@ -53,10 +61,10 @@ proptest! {
                     prop_assert_eq!(consumer.pop(page), Ok(expected));
                 }
                 Op::TakeBack => {
-                    let expected = oracle.pop_front().map(|(position, _)| position);
+                    let expected = oracle.remove(claimed).map(|(position, _)| position);
                     prop_assert_eq!(producer.take_back(page), Ok(expected));
                 }
-                Op::Queued => prop_assert_eq!(producer.queued(page), Ok(oracle.len() as u64)),
+                Op::Queued => prop_assert_eq!(producer.queued(page), Ok((oracle.len() - claimed) as u64)),
                 Op::IsEmpty => {
                     // After a pop that found nothing, the look is exact; else it may err to the side of looking again.
                     if !oracle.is_empty() {
@@ -86,7 +94,7 @@ fn deepest_link_has_a_ticket_for_every_bit_pattern() {
     let (offset, len, ticket) = ((1 << 54) - 64, (1 << LEN_BITS) - 1, (1 << 16) - 1);
     let descriptor = Descriptor { seq: 1, segment: 2, offset, len, ticket };
     Producer::new().push(heap.page(), descriptor);
-    assert_eq!(Consumer::new().pop(heap.page()), Ok(Popped::Message(descriptor)));
+    assert_eq!(Consumer::new(1).pop(heap.page()), Ok(Popped::Message(descriptor)));
 }
 
 #[test]
@@ -116,7 +124,7 @@ fn entry_of_another_lap_is_no_message() {
         let heap = HeapPage::new(4);
         let page = heap.page();
         let first = lap * 4;
-        let (mut producer, mut consumer) = (Producer::new(), Consumer::new());
+        let (mut producer, mut consumer) = (Producer::new(), Consumer::new(1));
         (producer.tail, producer.head_seen, consumer.head) = (first, first, first);
         page.control.head.store(first, Ordering::Relaxed);
         for seq in 0..3 {
@@ -133,7 +141,7 @@ fn entry_of_another_lap_is_no_message() {
 fn head_that_cannot_be_is_named_by_the_consumer() {
     let heap = HeapPage::new(2);
     let page = heap.page();
-    let (mut producer, mut consumer) = (Producer::new(), Consumer::new());
+    let (mut producer, mut consumer) = (Producer::new(), Consumer::new(1));
     producer.push(page, descriptor(0));
     assert!(matches!(consumer.pop(page), Ok(Popped::Message(_))));
     page.control.head.store(0, Ordering::Relaxed);
@@ -146,7 +154,7 @@ fn head_that_cannot_be_is_named_by_the_consumer() {
 fn head_moved_on_to_nowhere_is_followed() {
     let heap = HeapPage::new(2);
     let page = heap.page();
-    let mut consumer = Consumer::new();
+    let mut consumer = Consumer::new(1);
     for head in [7, u64::MAX - 1] {
         page.control.head.store(head, Ordering::Relaxed);
         assert!(!consumer.is_empty(page));
@@ -159,18 +167,61 @@ fn head_moved_on_to_nowhere_is_followed() {
 }
 
 #[test]
+fn claims_go_beyond_a_cache_line_while_there_is_a_backlog() {
+    let heap = HeapPage::new(32);
+    let page = heap.page();
+    let (mut producer, mut consumer) = (Producer::new(), Consumer::new(CLAIM_MAX));
+    for seq in 0..20 {
+        producer.push(page, descriptor(seq));
+    }
+    let mut claims = Vec::new();
+    for seq in 0..20 {
+        let before = page.control.head.load(Ordering::Relaxed);
+        assert_eq!(consumer.pop(page), Ok(Popped::Message(descriptor(seq))));
+        claims.push(page.control.head.load(Ordering::Relaxed) - before);
+    }
+    claims.retain(|claimed| *claimed > 0);
+    assert_eq!(claims, [ENTRIES_A_LINE as u64, CLAIM_MAX as u64, CLAIM_MAX as u64, 2]);
+    producer.push(page, descriptor(20));
+    producer.push(page, descriptor(21));
+    producer.push(page, descriptor(22));
+    assert_eq!(consumer.pop(page), Ok(Popped::Message(descriptor(20))));
+    assert_eq!(
+        page.control.head.load(Ordering::Relaxed),
+        22,
+        "the last claim had found less than it looked for"
+    );
+}
+
+#[test]
+fn messages_that_come_soon_are_told_of_once() {
+    let heap = HeapPage::new(4);
+    let page = heap.page();
+    let (mut producer, mut consumer) = (Producer::new(), Consumer::new(CLAIM_MAX));
+    for seq in 0..3 {
+        producer.push(page, descriptor(seq));
+    }
+    let told = RefCell::new(Vec::new());
+    for seq in 0..3 {
+        let popped = consumer.pop_with(page, |soon| told.borrow_mut().push(soon.seq));
+        assert_eq!(popped, Ok(Popped::Message(descriptor(seq))));
+    }
+    assert_eq!(told.into_inner(), [0, 1, 2]);
+}
+
+#[test]
 fn ticket_beyond_the_depth_is_misbehaviour() {
     let heap = HeapPage::new(3);
     let page = heap.page();
     Producer::new().push(page, Descriptor { ticket: 3, ..descriptor(0) });
-    assert_eq!(Consumer::new().pop(page), Err(Misbehaved::TicketOutOfRange { ticket: 3, depth: 3 }));
+    assert_eq!(Consumer::new(1).pop(page), Err(Misbehaved::TicketOutOfRange { ticket: 3, depth: 3 }));
 }
 
 #[test]
 fn consumer_far_behind_follows_a_producer_that_took_back_more_than_the_ring_holds() {
     let heap = HeapPage::new(2);
     let page = heap.page();
-    let (mut producer, mut consumer) = (Producer::new(), Consumer::new());
+    let (mut producer, mut consumer) = (Producer::new(), Consumer::new(1));
     for seq in 0..100 {
         if seq >= 2 {
             assert_eq!(producer.take_back(page), Ok(Some(seq - 2)));
