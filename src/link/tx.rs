@@ -19,6 +19,9 @@ use crate::sys::bell::Bell;
 use crate::sys::memory::{Backing, MemoryError};
 use crate::sys::socket::Connection;
 
+/// Tickets at most that a sender looks for before it goes on: each time that it has none a cache line goes to and fro.
+const MUCH_ROOM: u32 = 32;
+
 /// Why a link could not be set up or go on.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum LinkError {
@@ -153,6 +156,16 @@ impl LinkTx {
     /// Whether the subscriber has something queued or held, as far as was collected.
     pub(crate) fn has_tickets_out(&self) -> bool {
         self.tickets.outstanding() > 0
+    }
+
+    /// Whether there is room for a message, as far as was collected.
+    pub(crate) fn has_room(&self) -> bool {
+        self.tickets.free() > 0
+    }
+
+    /// Whether there is room for so many that it is worthwhile to go on where none was left.
+    pub(crate) fn has_much_room(&self) -> bool {
+        self.tickets.free() >= (self.depth / 4).clamp(1, MUCH_ROOM)
     }
 
     /// Whether it has not been offered message `seq` yet.

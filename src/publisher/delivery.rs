@@ -6,6 +6,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use super::pace::Pace;
+use super::patience::{LOOKS, LOOKS_IN_VAIN, PAUSES, Patience};
 use crate::link::{InFlight, LinkError, LinkSeed, LinkTx, Message, Offer};
 use crate::pool::core::{PoolCore, Slot};
 use crate::proto::bell;
@@ -18,6 +19,8 @@ pub(crate) struct Delivery {
     next_seq: u64,
     /// Accepted, on some links already, and waiting for room on the others.
     head: Option<Message>,
+    /// Whether to look for room for it.
+    patience: Patience,
     /// The last messages, for subscribers that join late; newest last.
     history: VecDeque<Message>,
     history_len: usize,
@@ -51,6 +54,7 @@ impl Delivery {
             in_flight: InFlight::new(pool),
             next_seq: 0,
             head: None,
+            patience: Patience::default(),
             history: VecDeque::with_capacity(history_len.min(1_024)),
             history_len,
             log: JoinLog::new(0),
@@ -165,6 +169,32 @@ impl Delivery {
         for link in &self.links {
             link.ring_if_armed();
         }
+    }
+
+    /// Looks for a few microseconds at most whether the subscribers that keep the head waiting make room, where that has been paying
+    /// lately: `true` if they have.
+    #[cold]
+    pub(crate) fn look_for_room(&mut self) -> bool {
+        let Some(head) = &self.head else { return true };
+        if !self.patience.is_due() {
+            return false;
+        }
+        let mut some = false;
+        for look in 1..=LOOKS {
+            (0..PAUSES).for_each(|_| std::hint::spin_loop());
+            let mut much = true;
+            for link in self.links.iter_mut().filter(|link| link.is_behind(head.seq)) {
+                link.reclaim(&mut self.in_flight);
+                some |= link.has_room();
+                much &= link.has_much_room();
+            }
+            if much || (look >= LOOKS_IN_VAIN && !some) {
+                break;
+            }
+        }
+        self.patience.learn(some);
+        self.remove_broken();
+        some
     }
 
     /// Asks the subscribers that keep the head waiting to ring when they release something. The caller must try once

@@ -7,6 +7,7 @@ mod delivery;
 mod error;
 pub(crate) mod links;
 mod pace;
+mod patience;
 pub(crate) mod shared;
 mod sink;
 mod staged;

@@ -125,7 +125,8 @@ impl Shared {
         let mut popped = 0;
         loop {
             if delivery.is_stuck() {
-                if !delivery.retry_head() {
+                let goes_on = delivery.retry_head() || (delivery.look_for_room() && delivery.retry_head());
+                if !goes_on {
                     let begun = delivery.arm_stuck(monotonic_ns());
                     if !delivery.retry_head() {
                         if begun && self.config.evict_after.is_some() {
