@@ -71,12 +71,12 @@ impl InFlight {
         self.take_if_last(flight).map(|slot| self.pool.give_back(slot)).is_some()
     }
 
-    /// As [`release`](Self::release), of a share that a subscriber had.
+    /// As [`release`](Self::release), of a share that a subscriber had. Of the `lines` that may be fetched some are used up.
     #[inline]
-    pub(crate) fn reclaim(&mut self, flight: Flight) -> bool {
+    pub(crate) fn reclaim(&mut self, flight: Flight, lines: &mut usize) -> bool {
         let Some(slot) = self.take_if_last(flight) else { return false };
-        // It lies in the subscriber's cache, and is written again when all that come back now have been: by then it is here.
-        slot.prefetch();
+        // It lies in the subscriber's cache, and nobody waits for it yet.
+        *lines -= slot.prefetch(*lines);
         self.pool.give_back(slot);
         true
     }

@@ -19,6 +19,8 @@ use crate::sys::bell::Bell;
 use crate::sys::memory::{Backing, MemoryError};
 use crate::sys::socket::Connection;
 
+/// Cache lines fetched at most for what comes back at once: half of what the innermost cache has.
+const LINES_MAX: usize = 256;
 /// Tickets at most that a sender looks for before it goes on: each time that it has none a cache line goes to and fro.
 const MUCH_ROOM: u32 = 32;
 
@@ -282,9 +284,10 @@ impl LinkTx {
             return Ok(());
         }
         let Self { page, tickets, collector, .. } = self;
+        let mut lines = LINES_MAX;
         let give_back = |ticket| match tickets.reclaim(ticket) {
             Some(flight) => {
-                *freed += usize::from(in_flight.reclaim(flight));
+                *freed += usize::from(in_flight.reclaim(flight, &mut lines));
                 Ok(())
             }
             None => Err(Misbehaved::TicketNotHeld { ticket }),

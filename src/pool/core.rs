@@ -86,10 +86,11 @@ impl Slot {
         self.offset
     }
 
-    /// Has the cache line in which it begins fetched, to be written.
+    /// Has what was last in use of it fetched, to be written, but no more than `most` cache lines: how many that are.
     #[inline]
-    pub(crate) fn prefetch(&self) {
-        prefetch::for_writing(self.segment.mapping().as_ptr().as_ptr().wrapping_add(self.offset));
+    pub(crate) fn prefetch(&self, most: usize) -> usize {
+        let start = self.segment.mapping().as_ptr().as_ptr().wrapping_add(self.offset);
+        prefetch::for_writing(start, self.len(), most)
     }
 
     /// How many bytes are in use.

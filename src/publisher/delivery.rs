@@ -163,11 +163,21 @@ impl Delivery {
     }
 
     /// Wakes the subscribers that sleep, after a full fence. Told by every run, whatever it delivered.
+    ///
+    /// What those released that have no room any more is collected here, where the messages are gone already and nobody waits.
     #[inline]
-    pub(crate) fn ring(&self) {
+    pub(crate) fn ring(&mut self) {
         bell::fence_before_looking();
-        for link in &self.links {
+        let mut broken = false;
+        for link in &mut self.links {
             link.ring_if_armed();
+            if !link.has_room() {
+                link.reclaim(&mut self.in_flight);
+                broken |= link.fault.is_some();
+            }
+        }
+        if broken {
+            self.remove_broken();
         }
     }
 

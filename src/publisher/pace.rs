@@ -12,7 +12,7 @@ const STRIDE: u32 = 16;
 /// A rush is when so many readings in a row find messages …
 const READINGS: u32 = 16;
 /// … no further apart than this, in nanoseconds.
-const APART_NS: u64 = 1_000;
+const APART_NS: u64 = 2_000;
 
 /// The state of one publisher; see the module. It reads no clock itself.
 #[derive(Debug, Default)]
