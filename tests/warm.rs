@@ -36,6 +36,8 @@ const BUDGET: u64 = 128;
 
 /// After a pause a publisher looks for new subscribers, but not more often than this.
 const ACCEPT_INTERVAL: Duration = Duration::from_millis(5);
+/// A publisher that sends fast looks whether it still does, and not more often than this.
+const RUSH_INTERVAL: Duration = Duration::from_millis(1);
 
 /// The system's allocator, counting for each thread: a role has one, and beside it the test harness goes about its own.
 struct Counting;
@@ -329,7 +331,7 @@ impl Strace {
     }
 
     /// Asserts that there was nothing but tokio's looks at its driver, which come from polls, and looks for new
-    /// subscribers, which come from time. (How many there are of both depends on how long the other side takes, which
+    /// subscribers and for the end of a rush, which come from time. (How many there are of both depends on how long the other side takes, which
     /// waits for a side that strace makes slow.)
     fn assert_only_what_is_not_for_messages(&self, figures: &Figures) {
         let calls = self.calls();
@@ -340,6 +342,7 @@ impl Strace {
         assert!(socket.len() <= 1, "for {MESSAGES} messages: {socket:#?}");
         let (accept, calls): (Vec<_>, Vec<_>) =
             calls.into_iter().partition(|call| is_look_for_subscribers(call));
+        let (rush, calls): (Vec<_>, Vec<_>) = calls.into_iter().partition(|call| is_timer_of_a_rush(call));
         assert!(calls.is_empty(), "for {MESSAGES} messages: {calls:#?}");
         // When it has used up its budget a task gives way, and when there is no other the driver has its turn.
         let most = figures.polls / DRIVER_INTERVAL + 2 * MESSAGES as u64 / BUDGET + 1;
@@ -349,6 +352,9 @@ impl Strace {
             driver.len(),
             figures.polls
         );
+        // Set, and found to have run out.
+        let most = 2 * (figures.time.as_nanos() / RUSH_INTERVAL.as_nanos() + 1);
+        assert!(rush.len() as u128 <= most, "{} calls for a timer in {:?}", rush.len(), figures.time);
         let most = figures.time.as_nanos() / ACCEPT_INTERVAL.as_nanos() + 1;
         assert!(accept.len() as u128 <= most, "{} looks for subscribers in {:?}", accept.len(), figures.time);
     }
@@ -363,6 +369,12 @@ fn is_look_at_driver(call: &str) -> bool {
 /// `accept4` that found nobody.
 fn is_look_for_subscribers(call: &str) -> bool {
     call.starts_with("accept4(") && call.contains(" = -1 EAGAIN ")
+}
+
+/// The timer of a publisher that is sending fast, by which the time of its last messages is noted when it stops.
+fn is_timer_of_a_rush(call: &str) -> bool {
+    call.starts_with("timerfd_settime(")
+        || (call.starts_with("epoll_wait(") && call.contains("events=EPOLLIN,") && call.ends_with(", 0) = 1"))
 }
 
 /// `recvmsg` that found nothing.

@@ -3,6 +3,7 @@
 use std::future::pending;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::time::{
     Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
@@ -14,6 +15,7 @@ use super::shared::Shared;
 use crate::event::Waiter;
 use crate::pool::PooledSegment;
 use crate::reactor::Watched;
+use crate::sys::clock::monotonic_ns;
 use crate::sys::socket::Listener;
 use crate::topic::{DiscoveryError, TopicDir};
 
@@ -154,22 +156,34 @@ impl Drop for TxTask {
 }
 
 /// A timer of our own: the runtime's may not be enabled.
-struct Timer(OwnedFd);
+struct Timer {
+    fd: OwnedFd,
+    /// When it runs out, or did, in clock nanoseconds. Only the task sets it.
+    due: AtomicU64,
+}
 
 impl Timer {
     fn new() -> std::io::Result<Self> {
         let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
-        Ok(Self(timerfd_create(TimerfdClockId::Monotonic, flags)?))
+        Ok(Self { fd: timerfd_create(TimerfdClockId::Monotonic, flags)?, due: AtomicU64::new(0) })
     }
 
+    /// Has it run out in so many nanoseconds, or sooner: whoever is waked too soon sets it again.
     fn set(&self, nanoseconds: u64) {
+        let now = monotonic_ns();
+        let due = now.saturating_add(nanoseconds);
+        let set = self.due.load(Ordering::Relaxed);
+        if now < set && set <= due {
+            return;
+        }
+        self.due.store(due, Ordering::Relaxed);
         let zero = Timespec { tv_sec: 0, tv_nsec: 0 };
         let value = Timespec {
             tv_sec: i64::try_from(nanoseconds / 1_000_000_000).unwrap_or(i64::MAX),
             tv_nsec: (nanoseconds % 1_000_000_000) as _,
         };
         let timer = Itimerspec { it_interval: zero, it_value: value };
-        if let Err(error) = timerfd_settime(&self.0, TimerfdTimerFlags::empty(), &timer) {
+        if let Err(error) = timerfd_settime(&self.fd, TimerfdTimerFlags::empty(), &timer) {
             tracing::error!(%error, "cannot set the timer for stuck subscribers");
         }
     }
@@ -177,6 +191,6 @@ impl Timer {
 
 impl AsFd for Timer {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.fd.as_fd()
     }
 }

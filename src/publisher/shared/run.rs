@@ -56,8 +56,8 @@ impl Shared {
         }
         delivery.last_run = now;
         delivery.timed = true;
-        if delivery.pace.read(now) {
-            self.rush.store(true, Ordering::Release);
+        // Where the tx task has not seen the last rush end it looks at this one, too.
+        if delivery.pace.read(now) && !self.rush.swap(true, Ordering::AcqRel) {
             self.notify();
         }
     }
