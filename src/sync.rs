@@ -1,7 +1,8 @@
-//! The one door to atomics, locks, cells and `Notify`: the real ones, or loom's under `--cfg tokio_shm_loom`.
+//! The one door to atomics, locks, cells, futexes and `Notify`: the real ones, or loom's under `--cfg tokio_shm_loom`.
 //!
 //! It adds no behaviour of its own: code written against it reads as if written against `std`, `parking_lot`,
-//! `crossbeam-queue` and `tokio`, except that cells are reached through closures, as loom wants it.
+//! `crossbeam-queue` and `tokio`, except that cells are reached through closures, as loom wants it, and that a futex brings its
+//! word along.
 
 #[cfg(not(tokio_shm_loom))]
 pub(crate) mod atomic {
@@ -18,9 +19,9 @@ mod loom;
 mod real;
 
 #[cfg(tokio_shm_loom)]
-pub(crate) use self::loom::{Arc, ArrayQueue, Condvar, Mutex, Notify, UnsafeCell};
+pub(crate) use self::loom::{Arc, ArrayQueue, Condvar, Futex, Mutex, Notify, UnsafeCell};
 #[cfg(not(tokio_shm_loom))]
-pub(crate) use self::real::{Arc, ArrayQueue, Condvar, Mutex, Notify, UnsafeCell};
+pub(crate) use self::real::{Arc, ArrayQueue, Condvar, Futex, Mutex, Notify, UnsafeCell};
 
 /// A full fence for a thread whose last access to shared memory was a read-modify-write.
 ///

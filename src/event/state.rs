@@ -1,7 +1,7 @@
 //! What both ends of an event share: one state word, and the two places where waiters sleep.
 //!
 //! # The state word
-//! The truth is in [`Shared::state`] alone; the condvar and the `Notify` only make somebody look at it again.
+//! The truth is in [`Shared::state`] alone; the futex and the `Notify` only make somebody look at it again.
 //!
 //! | bits   | meaning         | set by                                  | cleared by              |
 //! | ------ | --------------- | --------------------------------------- | ----------------------- |
@@ -16,14 +16,15 @@
 //!
 //! Everything being in one word, its modification order decides who looks after whom, and no fence is needed. A notify
 //! that comes after a waiter's `+1` sees it and wakes; one that comes before is seen by the waiter, which looks at the word
-//! again after its `+1`.
+//! again after its `+1`. A thread that is woken between that look and its sleep does not sleep: it reads how often threads were
+//! woken before it looks, and the kernel compares.
 //!
 //! # Why no wake-up is lost
 //! A notify that finds the word unset wakes one sleeper *of each kind* that is there; only one of them can clear `SET`. One
 //! kind would not do: a thread may be counted still after it has tried for the last time.
 //! One that finds it set leaves the waking to whoever set it. So it is enough that nobody who was woken goes away, or
 //! back to sleep, without having tried to clear `SET`:
-//! - A thread tries each time it holds the lock, and once more after a time-out.
+//! - A thread tries before each sleep, and once more after a time-out.
 //! - A task tries after each `enable()`. If it is dropped between having been chosen and having tried, `Notify` chooses
 //!   the next task or stores a permit for the next `enable()`. The threads had one of their own woken meanwhile.
 //! - A permit left over from an earlier notify costs whoever enables next one more turn of the loop, and the permit
@@ -35,7 +36,7 @@ use std::time::Instant;
 
 use super::{NotifyError, WaitError};
 use crate::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use crate::sync::{Condvar, Mutex, Notify};
+use crate::sync::{Futex, Notify};
 
 const SET: u64 = 1 << 0;
 const NOTIFIERS_GONE: u64 = 1 << 1;
@@ -51,10 +52,7 @@ const TASKS: u64 = !(TASK - 1);
 
 pub(super) struct Shared {
     state: AtomicU64,
-    /// Held by a thread from before its `+1` until it sleeps. So whoever saw the `+1` and then takes the lock knows that
-    /// the thread sleeps by now.
-    going_to_sleep: Mutex<()>,
-    threads: Condvar,
+    threads: Futex,
     tasks: Notify,
     /// Handles alive. Whoever takes one to zero closes its side; there is no way back up, for only a handle makes another.
     /// They cannot overflow: the `Arc` that each handle holds would abort long before.
@@ -67,8 +65,7 @@ impl Shared {
     pub(super) fn new() -> Self {
         Self {
             state: AtomicU64::new(0),
-            going_to_sleep: Mutex::new(()),
-            threads: Condvar::new(),
+            threads: Futex::new(),
             tasks: Notify::new(),
             notifiers: AtomicUsize::new(1),
             waiters: AtomicUsize::new(1),
@@ -91,9 +88,8 @@ impl Shared {
         }
         // Whoever set it first does the waking. The wait that it leads to is this notify's, too.
         if before & SET == 0 {
-            self.pass_through_lock(before);
             if before & THREADS != 0 {
-                self.threads.notify_one();
+                self.threads.wake_one();
             }
             if before & TASKS != 0 {
                 self.tasks.notify_one();
@@ -123,21 +119,18 @@ impl Shared {
     /// Blocks until the event could be cleared; `false` if `deadline` came first.
     #[inline(never)]
     pub(super) fn sleep(&self, deadline: Option<Instant>) -> Result<bool, WaitError> {
-        let mut lock = self.going_to_sleep.lock();
         let _counted = self.count(THREAD);
         let mut timed_out = false;
         loop {
-            // Also after a time-out: a notify just before it found nobody in the condvar's queue any more.
+            let wakes = self.threads.wakes();
+            // Also after a time-out: a notify just before it found nobody asleep any more.
             if self.try_take()? {
                 return Ok(true);
             }
             if timed_out {
                 return Ok(false);
             }
-            match deadline {
-                Some(deadline) => timed_out = self.threads.wait_until(&mut lock, deadline).timed_out(),
-                None => self.threads.wait(&mut lock),
-            }
+            timed_out = self.threads.sleep(wakes, deadline);
         }
     }
 
@@ -171,9 +164,8 @@ impl Shared {
         }
         // SYNC POINT: event closed (Release, read by `try_take`).
         let before = self.state.fetch_or(NOTIFIERS_GONE, Ordering::AcqRel);
-        self.pass_through_lock(before);
         if before & THREADS != 0 {
-            self.threads.notify_all();
+            self.threads.wake_all();
         }
         if before & TASKS != 0 {
             self.tasks.notify_waiters();
@@ -184,14 +176,6 @@ impl Shared {
         // SYNC POINT: handle dropped (both ways).
         if self.waiters.fetch_sub(1, Ordering::AcqRel) == 1 {
             self.state.fetch_or(WAITERS_GONE, Ordering::AcqRel);
-        }
-    }
-
-    /// Waits until every thread counted in `state` sleeps, so that the condvar reaches it.
-    fn pass_through_lock(&self, state: u64) {
-        if state & THREADS != 0 {
-            // Not held while waking: the woken thread would run into it.
-            drop(self.going_to_sleep.lock());
         }
     }
 

@@ -14,6 +14,7 @@ use std::time::Instant;
 pub(crate) use ::loom::cell::UnsafeCell;
 use ::loom::sync as mock;
 pub(crate) use ::loom::sync::Arc;
+use ::loom::sync::atomic::{AtomicU32, Ordering};
 
 /// `parking_lot::Mutex`: no poisoning.
 pub(crate) struct Mutex<T>(mock::Mutex<T>);
@@ -125,6 +126,53 @@ impl Condvar {
     pub(crate) fn notify_all(&self) -> usize {
         self.0.notify_all();
         0
+    }
+}
+
+/// The facade's own futex, with the orderings of the real one. The kernel compares the word under a lock, as this does.
+#[derive(Debug)]
+pub(crate) struct Futex {
+    word: AtomicU32,
+    queue: Mutex<()>,
+    asleep: Condvar,
+}
+
+impl Futex {
+    pub(crate) fn new() -> Self {
+        Self { word: AtomicU32::new(0), queue: Mutex::new(()), asleep: Condvar::new() }
+    }
+
+    pub(crate) fn wakes(&self) -> u32 {
+        self.word.load(Ordering::Acquire)
+    }
+
+    #[track_caller]
+    pub(crate) fn sleep(&self, wakes: u32, deadline: Option<Instant>) -> bool {
+        let mut queue = self.queue.lock();
+        if self.word.load(Ordering::Relaxed) != wakes {
+            return false;
+        }
+        match deadline {
+            Some(deadline) => self.asleep.wait_until(&mut queue, deadline).timed_out(),
+            None => {
+                self.asleep.wait(&mut queue);
+                false
+            }
+        }
+    }
+
+    #[track_caller]
+    pub(crate) fn wake_one(&self) {
+        self.word.fetch_add(1, Ordering::Release);
+        drop(self.queue.lock());
+        self.asleep.notify_one();
+    }
+
+    #[track_caller]
+    pub(crate) fn wake_all(&self) {
+        self.word.fetch_add(1, Ordering::Release);
+        drop(self.queue.lock());
+        self.asleep.notify_all();
     }
 }
 
