@@ -6,11 +6,13 @@
 mod in_flight;
 mod page;
 mod rx;
+mod shared;
 mod tx;
 
 pub(crate) use self::in_flight::{Flight, InFlight};
 pub(crate) use self::page::LinkPage;
-pub(crate) use self::rx::{Ended, LinkRx, LinkShared, Next};
+pub(crate) use self::rx::{Ended, LinkRx, Next};
+pub(crate) use self::shared::LinkShared;
 pub(crate) use self::tx::{LinkError, LinkSeed, LinkTx, Message, Offer, Seat};
 
 use crate::access::Access;

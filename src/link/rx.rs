@@ -5,16 +5,14 @@ use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use super::{Fault, Kind, LinkError, LinkPage, RECENT, SEGMENTS_MAX, recent};
+use super::{Fault, Kind, LinkError, LinkPage, LinkShared, RECENT, SEGMENTS_MAX, recent};
 use crate::OnFull;
 use crate::access::Access;
 use crate::buffer::{RemoteSegment, ShmSample};
 use crate::prefetch;
 use crate::proto::Misbehaved;
-use crate::proto::bell::{self, Wake};
-use crate::proto::hold::Hold;
+use crate::proto::bell;
 use crate::proto::layout::Geometry;
-use crate::proto::release;
 use crate::proto::ring::{CLAIM_MAX, Consumer, Descriptor, Popped};
 use crate::proto::wire::{self, BackingWire, Frame, Hello, RefusedReason, Welcome};
 use crate::sys::bell::Bell;
@@ -27,46 +25,6 @@ use crate::sys::socket::{Connection, Received};
 const FRAMES: usize = 64;
 /// Cache lines fetched at most for the messages of one claim. After so many the processor knows by itself what comes next.
 const LINES_MAX: usize = 64;
-
-/// What samples need of their link: it lives until the last of them is dropped, and with it the socket, so that the
-/// publisher does not take a dropped subscriber for one that holds nothing any more.
-#[derive(Debug)]
-pub(crate) struct LinkShared {
-    publisher: u128,
-    /// Kept open, no more.
-    _connection: Arc<Connection>,
-    page: LinkPage,
-    holds: Box<[Hold]>,
-    /// Rings for a publisher that is out of tickets or memory.
-    credit: Bell,
-}
-
-impl LinkShared {
-    pub(crate) fn publisher(&self) -> u128 {
-        self.publisher
-    }
-
-    #[inline]
-    pub(crate) fn hold(&self, ticket: u32) -> &Hold {
-        &self.holds[ticket as usize]
-    }
-
-    /// Rings for a publisher that waits for something, be it room in the socket that was just read.
-    fn ring_if_starved(&self) {
-        if bell::must_ring(&self.page.view().control.credit_armed) == Wake::Ring {
-            self.credit.ring();
-        }
-    }
-
-    /// Gives a ticket back to the publisher, from any thread.
-    #[inline]
-    pub(crate) fn release(&self, ticket: u32) {
-        if release::release(self.page.view(), ticket) == Wake::Ring {
-            kill_point!("credit bell: disarmed");
-            self.credit.ring();
-        }
-    }
-}
 
 /// Why a link is over.
 #[derive(Debug)]
@@ -118,7 +76,7 @@ struct Established {
 enum Aside {
     /// Found behind a gap: the gap is told first.
     BehindGap(ShmSample),
-    /// It is not simply the next one in the segment used last, and has to be looked at; or its segment is one that this process has no
+    /// It is not simply the next one in a segment used lately, and has to be looked at; or its segment is one that this process has no
     /// room for at present.
     Popped(Descriptor),
     Fault(Fault),
@@ -236,10 +194,10 @@ impl LinkRx {
             || self
                 .established
                 .as_ref()
-                .is_some_and(|link| link.aside.is_some() || !link.consumer.is_empty(link.shared.page.view()))
+                .is_some_and(|link| link.aside.is_some() || !link.consumer.is_empty(link.shared.page()))
     }
 
-    /// The next message, if it is there and just the next one in the segment used last, as most are. `None`: see what
+    /// The next message, if it is there and just the next one in a segment used lately, as most are. `None`: see what
     /// [`next`](Self::next) says.
     // Short, and it makes the sample where the caller wants it: to hand it up by way of `Next` costs as much again.
     #[inline]
@@ -284,7 +242,7 @@ impl LinkRx {
     /// Asks the publisher to ring from now on. The caller must look once more afterwards.
     pub(crate) fn arm(&mut self) {
         if let Some(link) = &mut self.established {
-            bell::arm(&link.shared.page.view().control.data_armed);
+            bell::arm(&link.shared.page().control.data_armed);
             kill_point!("sleep: data bell armed");
             link.armed = true;
         }
@@ -294,7 +252,7 @@ impl LinkRx {
         if let Some(link) = &mut self.established
             && std::mem::take(&mut link.armed)
         {
-            bell::disarm(&link.shared.page.view().control.data_armed);
+            bell::disarm(&link.shared.page().control.data_armed);
         }
     }
 
@@ -359,11 +317,11 @@ impl LinkRx {
             }
         };
         if let Some(Aside::Popped(Descriptor { ticket, .. })) = link.aside.take()
-            && (ticket as usize) < link.shared.holds.len()
+            && link.shared.has_ticket(ticket)
         {
             give_back(ticket);
         }
-        let view = link.shared.page.view();
+        let view = link.shared.page();
         // No more than there can be: the publisher may go on as fast as we take them.
         for _ in 0..view.geometry().depth() {
             let Ok(Popped::Message(Descriptor { ticket, .. })) = link.consumer.pop(view) else { break };
@@ -412,7 +370,7 @@ impl LinkRx {
     /// With the ring empty: messages that were dropped after the last one received.
     fn gap_at_the_end(&mut self) -> Result<Next, Ended> {
         let Some(link) = self.established.as_deref_mut() else { return Ok(Next::Empty) };
-        let view = link.shared.page.view();
+        let view = link.shared.page();
         // SYNC POINT: offered. Read before the ring is looked at again: every message below it that was not dropped
         // is then visible in the ring.
         let offered = link.consumer.offered(view)?;
@@ -434,7 +392,7 @@ impl LinkRx {
         let Some(range) = range.filter(|range| range.end <= segment.mapping.len()) else {
             return Err(Kind::OutOfBounds { segment: id, offset, len }.into());
         };
-        if ticket as usize >= segment.link.holds.len() || !segment.link.hold(ticket).begin() {
+        if !segment.link.has_ticket(ticket) || !segment.link.hold(ticket).begin() {
             return Err(Kind::TicketReused(ticket).into());
         }
         kill_point!("receive: hold begun");
@@ -542,13 +500,8 @@ impl LinkRx {
         kill_point!("welcome: page mapped");
         page.view().validate()?;
         let bell = Arc::new(Bell::from_fd(bell).map_err(Kind::Descriptor)?);
-        let shared = LinkShared {
-            publisher,
-            _connection: Arc::clone(&self.connection),
-            page,
-            holds: (0..depth).map(|_| Hold::default()).collect(),
-            credit: Bell::from_fd(credit).map_err(Kind::Descriptor)?,
-        };
+        let credit = Bell::from_fd(credit).map_err(Kind::Descriptor)?;
+        let shared = LinkShared::new(publisher, Arc::clone(&self.connection), page, depth, credit);
         // Where the oldest may be dropped for newer ones, none is claimed before its turn.
         let claim = if welcome.on_full == OnFull::DropOldest.into() { 1 } else { CLAIM_MAX };
         Ok(Box::new(Established {
@@ -581,7 +534,7 @@ impl Established {
     fn pop(&mut self) -> Result<Popped, Misbehaved> {
         let Self { shared, consumer, recent, .. } = self;
         let lines = Cell::new(LINES_MAX);
-        consumer.pop_with(shared.page.view(), |soon| {
+        consumer.pop_with(shared.page(), |soon| {
             if let Some(segment) = find_recent(recent, soon.segment) {
                 let start = segment.mapping.as_ptr().as_ptr().wrapping_add(soon.offset as usize);
                 lines.set(lines.get() - prefetch::for_reading(start, soon.len as usize, lines.get()));
