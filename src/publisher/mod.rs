@@ -198,6 +198,9 @@ impl ShmPublisher {
 
     /// Sends a message at once or not at all.
     ///
+    /// "At once" is within some microseconds: where a subscriber is full and has been making room quickly, it is looked at for
+    /// so long.
+    ///
     /// # Errors
     ///
     /// As [`send`](Self::send), and [`SendErrorKind::Full`] or [`TakeError::Full`] where that would wait.

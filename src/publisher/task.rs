@@ -168,7 +168,7 @@ impl Timer {
         Ok(Self { fd: timerfd_create(TimerfdClockId::Monotonic, flags)?, due: AtomicU64::new(0) })
     }
 
-    /// Has it run out in so many nanoseconds, or sooner: whoever is waked too soon sets it again.
+    /// Has it run out in so many nanoseconds, or sooner: whoever is woken too soon sets it again.
     fn set(&self, nanoseconds: u64) {
         let now = monotonic_ns();
         let due = now.saturating_add(nanoseconds);
