@@ -331,8 +331,8 @@ impl Strace {
     }
 
     /// Asserts that there was nothing but tokio's looks at its driver, which come from polls, and looks for new
-    /// subscribers and for the end of a rush, which come from time. (How many there are of both depends on how long the other side takes, which
-    /// waits for a side that strace makes slow.)
+    /// subscribers and for the end of a rush, which come from time. (How many there are of each depends on how long the other
+    /// side takes, which waits for a side that strace makes slow.)
     fn assert_only_what_is_not_for_messages(&self, figures: &Figures) {
         let calls = self.calls();
         let (driver, calls): (Vec<_>, Vec<_>) = calls.into_iter().partition(|call| is_look_at_driver(call));

@@ -13,7 +13,6 @@ use crate::sys::memory::Mapping;
 /// A publisher's segment as a subscriber sees it: read-only, and with it the link that its tickets go back on.
 #[derive(Debug)]
 pub(crate) struct RemoteSegment {
-    pub(crate) id: u64,
     pub(crate) mapping: Mapping,
     pub(crate) link: Arc<LinkShared>,
 }

@@ -5,6 +5,7 @@
 
 mod in_flight;
 mod page;
+mod recent;
 mod rx;
 mod shared;
 mod tx;
@@ -75,15 +76,6 @@ pub(crate) enum Kind {
 /// How many segments a publisher may have announced on a link, and not retired, at any time: each is a mapping of the
 /// subscriber's process, which can have 65,530 by default. A publisher whose pool has more retires what is not in use.
 pub(crate) const SEGMENTS_MAX: usize = 8_192;
-
-/// Segments that each side finds without a look into its map.
-const RECENT: usize = 8;
-
-/// Which of them has the id `id`, if any: the ids of a publisher's segments follow each other.
-#[inline]
-fn recent(id: u64) -> usize {
-    id as usize % RECENT
-}
 
 /// What is wrong with a packet that was longer than any frame, or had more descriptors than any takes.
 pub(crate) fn truncated(buffer: &[u8], len: usize, fds: usize) -> Kind {

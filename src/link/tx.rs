@@ -5,7 +5,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
-use super::{Flight, InFlight, Kind, LinkPage, RECENT, SEGMENTS_MAX, recent};
+use super::recent::Recent;
+use super::{Flight, InFlight, Kind, LinkPage, SEGMENTS_MAX};
 use crate::OnFull;
 use crate::proto::Misbehaved;
 use crate::proto::bell::{Wake, arm, must_ring_after_fence};
@@ -95,8 +96,8 @@ pub(crate) struct LinkTx {
     on_full: OnFull,
     /// Segments that the subscriber was told of.
     announced: HashMap<u64, Weak<Segment>>,
-    /// Of those the ones used lately, 0 for none: most messages need no look into the map.
-    recent: [u64; RECENT],
+    /// Of those the ones used lately: most messages need no look into the map.
+    recent: Recent<()>,
     /// The last announcement met with too many descriptors under way in all sockets of this user: nobody rings when there
     /// are fewer.
     pub(crate) crowded: bool,
@@ -139,7 +140,7 @@ impl LinkTx {
             bell,
             on_full,
             announced: HashMap::new(),
-            recent: [0; RECENT],
+            recent: Recent::new(),
             crowded: false,
             next_seq: 0,
             leaving: false,
@@ -201,7 +202,7 @@ impl LinkTx {
         }
         let slot = in_flight.slot(message.flight);
         let segment = slot.segment();
-        if self.recent[recent(segment.id())] != segment.id() && !self.announce(segment, in_flight)? {
+        if self.recent.get(segment.id()).is_none() && !self.announce(segment, in_flight)? {
             return self.refuse(message);
         }
         let Ok(ticket) = self.tickets.issue(self.producer.position(), message.flight) else {
@@ -416,7 +417,7 @@ impl LinkTx {
             kill_point!("announce: sent");
             self.announced.insert(segment.id(), Arc::downgrade(segment));
         }
-        self.recent[recent(segment.id())] = segment.id();
+        self.recent.put(segment.id(), ());
         Ok(true)
     }
 }
@@ -434,7 +435,7 @@ impl LinkTx {
             }
             self.announced.remove(&id);
         }
-        self.recent = [0; RECENT];
+        self.recent = Recent::new();
         self.bell.ring();
         Ok(self.announced.len() < SEGMENTS_MAX)
     }
