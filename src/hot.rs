@@ -38,17 +38,22 @@ impl<T> Hot<T> {
     }
 
     /// Puts it there, or hands it back if there is something already.
-    #[inline]
     pub(crate) fn try_put(&self, thing: Arc<T>) -> Result<(), Arc<T>> {
         let thing = Arc::into_raw(thing).cast_mut();
+        if self.try_put_raw(thing) {
+            return Ok(());
+        }
+        // SAFETY: from `into_raw` above, and not put anywhere.
+        Err(unsafe { Arc::from_raw(thing) })
+    }
+
+    /// Puts it there, with the count that it stands for; `false` if there is something already.
+    #[inline]
+    fn try_put_raw(&self, thing: *mut T) -> bool {
         // SYNC POINT: thing put (Release).
         //
         // Tried: with `Relaxed` here, loom reports what the taker does with it as a data race (`loom_thing_…`).
-        match self.thing.compare_exchange(ptr::null_mut(), thing, Ordering::Release, Ordering::Relaxed) {
-            Ok(_) => Ok(()),
-            // SAFETY: from `into_raw` above, and not put anywhere.
-            Err(_) => Err(unsafe { Arc::from_raw(thing) }),
-        }
+        self.thing.compare_exchange(ptr::null_mut(), thing, Ordering::Release, Ordering::Relaxed).is_ok()
     }
 
     /// A look at whether there is nothing, which fetches no more of what others have than that.
@@ -101,8 +106,18 @@ impl<T> HotPlaces<T> {
 
     #[inline]
     fn own(&self) -> &Hot<T> {
+        // Where the first is does not have to wait for `last` to be loaded, as where another is has to.
+        match OWN.get() {
+            0 => &self.places[0],
+            own => self.place(own),
+        }
+    }
+
+    // Never inlined: the compiler would see that it gives the first for 0 as well.
+    #[inline(never)]
+    fn place(&self, own: usize) -> &Hot<T> {
         // `last` is less than `PLACES`; this says so to the compiler.
-        &self.places[OWN.get() & self.last & (PLACES - 1)]
+        &self.places[own & self.last & (PLACES - 1)]
     }
 
     /// Takes what is in this thread's own place.
@@ -116,19 +131,22 @@ impl<T> HotPlaces<T> {
         self.used().filter(|place| !place.looks_empty()).find_map(Hot::take)
     }
 
-    /// Puts it into this thread's own place, or hands it back.
+    /// Puts it into this thread's own one of the places to which `places` leads, or hands it back.
+    // Not a method of theirs: the thing knows the way there, which is a shorter one than its giver's.
     #[inline]
-    pub(crate) fn try_put(&self, thing: Arc<T>) -> Result<(), Arc<T>> {
-        let own = self.own();
-        // Often so: many are put back in a row. (Before taking, such a look costs more than it saves.)
-        if !own.looks_empty() {
-            return Err(thing);
-        }
-        let put = own.try_put(thing);
-        if put.is_err() {
+    pub(crate) fn try_put(thing: Arc<T>, places: impl FnOnce(&T) -> &Self) -> Result<(), Arc<T>> {
+        let thing = Arc::into_raw(thing).cast_mut();
+        // SAFETY: from `into_raw` above, and put nowhere before the last access to it and to where it leads.
+        let own = places(unsafe { &*thing }).own();
+        // Often not so: many are put back in a row. (Before taking, such a look costs more than it saves.)
+        if own.looks_empty() {
+            if own.try_put_raw(thing) {
+                return Ok(());
+            }
             move_on();
         }
-        put
+        // SAFETY: as above, and not put anywhere.
+        Err(unsafe { Arc::from_raw(thing) })
     }
 
     /// Puts it into whosever place, or hands it back if all are full.
@@ -175,19 +193,32 @@ mod tests {
         assert!(hot.looks_empty() && hot.take().is_none());
     }
 
+    /// A number that knows to which places it belongs.
+    struct Numbered(usize, Arc<HotPlaces<Numbered>>);
+
+    impl Numbered {
+        fn new(number: usize, places: &Arc<HotPlaces<Self>>) -> Arc<Self> {
+            Arc::new(Self(number, Arc::clone(places)))
+        }
+
+        fn try_put(number: usize, places: &Arc<HotPlaces<Self>>) -> Result<(), Arc<Self>> {
+            HotPlaces::try_put(Self::new(number, places), |this| &this.1)
+        }
+    }
+
     #[test]
     fn places_keep_as_many_as_there_are_whosever_they_are() {
-        let places = HotPlaces::new(7);
+        let places = Arc::new(HotPlaces::new(7));
         assert_eq!(places.count(), 4);
         for thing in 0..4 {
             assert_eq!(places.len(), thing);
-            places.try_put_any(Arc::new(thing)).unwrap();
+            assert!(places.try_put_any(Numbered::new(thing, &places)).is_ok());
         }
-        assert_eq!(*places.try_put_any(Arc::new(4)).unwrap_err(), 4);
-        assert!(places.try_put(Arc::new(4)).is_err());
-        let mut taken = vec![*places.take().unwrap()];
+        assert!(places.try_put_any(Numbered::new(4, &places)).is_err_and(|thing| thing.0 == 4));
+        assert!(Numbered::try_put(4, &places).is_err());
+        let mut taken = vec![places.take().unwrap().0];
         assert!(places.take().is_none(), "another's is not this thread's own");
-        taken.extend(std::iter::from_fn(|| places.take_any()).map(|thing| *thing));
+        taken.extend(std::iter::from_fn(|| places.take_any()).map(|thing| thing.0));
         taken.sort_unstable();
         assert_eq!(taken, [0, 1, 2, 3]);
         assert_eq!(HotPlaces::<()>::new(0).count(), 1);
@@ -196,18 +227,19 @@ mod tests {
     #[test]
     fn places_of_one_thread_and_of_one_that_moved_on_differ() {
         let places = Arc::new(HotPlaces::new(2));
-        places.try_put(Arc::new(0)).unwrap();
+        assert!(Numbered::try_put(0, &places).is_ok());
         let other = std::thread::spawn({
             let places = Arc::clone(&places);
             move || {
-                assert!(places.try_put(Arc::new(1)).is_err(), "the same for all at first");
+                assert!(Numbered::try_put(1, &places).is_err(), "the same for all at first");
                 move_on();
-                places.try_put(Arc::new(1)).unwrap();
+                assert!(Numbered::try_put(1, &places).is_ok());
             }
         });
         other.join().unwrap();
         assert_eq!(places.len(), 2);
-        assert_eq!(*places.take().unwrap(), 0);
+        assert_eq!(places.take().unwrap().0, 0);
+        drop(places.take_any());
     }
 
     #[test]

@@ -92,7 +92,7 @@ impl Segment {
         &self.mapping
     }
 
-    /// Has every slot dropped instead of used again, from the next time that it comes back.
+    /// Has every slot dropped instead of used again, from the next time that it comes back. (Of a pool that keeps none, from the first.)
     pub(crate) fn abandon(&self) {
         // Relaxed, as its look: the slot that it is about never comes back, the others may as well be used once more.
         self.abandoned.store(true, Ordering::Relaxed);

@@ -2,7 +2,7 @@
 //!
 //! It never waits and runs on the caller's thread; who waits and how is [`ShmSegmentPool`](super::ShmSegmentPool)'s.
 
-use std::cell::Cell;
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -28,7 +28,8 @@ const SMALL_QUEUE: usize = 1_024;
 #[repr(align(128))]
 pub(crate) struct Slot {
     segment: Arc<Segment>,
-    class: ClassIndex,
+    /// Where it goes when it is idle.
+    shelf: Arc<Class>,
     /// Where the slot begins in its segment, in bytes; a multiple of 64.
     offset: usize,
     /// How many of its bytes are in use, by the word of whoever holds it.
@@ -43,20 +44,38 @@ thread_local! {
     /// The pool that this thread gave something back to last. It has to outlive the giving back, and the slot does not see to
     /// that: once it is idle another thread may take and free it, and with it the last reference to the pool. A reference
     /// taken and dropped each time would cost as much as the queue does.
-    static LAST: Cell<Option<Arc<PoolCore>>> = const { Cell::new(None) };
+    static LAST: RefCell<Option<Arc<PoolCore>>> = const { RefCell::new(None) };
 }
 
 impl Slot {
     /// Goes back to its pool.
     #[inline]
     pub(crate) fn give_back(self: Arc<Self>) {
-        // Taken out meanwhile: a waker that gives something back as well finds none. Nor does a thread that ends.
-        let pool = match LAST.try_with(Cell::take) {
-            Ok(Some(pool)) if Arc::ptr_eq(&pool, &self.pool) => pool,
-            _ => Arc::clone(&self.pool),
-        };
+        let mut this = Some(self);
+        // Not to be had for a thread that ends, or is just about to keep another pool.
+        let _ = LAST.try_with(|last| {
+            if let Ok(last) = last.try_borrow()
+                && let Some(pool) = &*last
+                && let Some(slot) = this.take_if(|slot| Arc::ptr_eq(pool, &slot.pool))
+            {
+                pool.give_back(slot);
+            }
+        });
+        if let Some(slot) = this {
+            slot.give_back_to_another();
+        }
+    }
+
+    /// Goes back to a pool that is not the one that this thread gave something back to last.
+    #[cold]
+    fn give_back_to_another(self: Arc<Self>) {
+        let pool = Arc::clone(&self.pool);
         pool.give_back(self);
-        let _ = LAST.try_with(|last| last.set(Some(pool)));
+        let _ = LAST.try_with(|last| {
+            // Borrowed where a waker gives something back as well. The old one is dropped when the new one is in its place.
+            let old = last.try_borrow_mut().map(|mut last| last.replace(pool));
+            drop(old);
+        });
     }
 
     /// Counts one take, by the slot's only holder.
@@ -77,7 +96,7 @@ impl Slot {
 
     #[inline]
     pub(crate) fn capacity(&self) -> usize {
-        class::size_of(self.class)
+        class::size_of(self.shelf.class)
     }
 
     /// Where the slot begins in its segment, in bytes; a multiple of 64.
@@ -110,9 +129,7 @@ impl Slot {
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        if let Some(state) = self.pool.classes[self.class.index()].get() {
-            state.past_takes.fetch_add(*self.takes.get_mut(), Ordering::Relaxed);
-        }
+        self.shelf.past_takes.fetch_add(*self.takes.get_mut(), Ordering::Relaxed);
     }
 }
 
@@ -134,6 +151,7 @@ pub(crate) enum Found {
 
 #[derive(Debug)]
 struct Class {
+    class: ClassIndex,
     /// The slots put back last, by thread.
     hot: HotPlaces<Slot>,
     /// All others. Of a large class both together have room for as many as are to be kept.
@@ -148,11 +166,12 @@ struct Class {
 }
 
 impl Class {
-    fn new(small: bool, max_idle: usize) -> Self {
+    fn new(class: ClassIndex, small: bool, max_idle: usize) -> Self {
         // Where few are kept most are to be where everybody looks first.
         let hot = HotPlaces::new(if small { usize::MAX } else { max_idle / 8 });
         let queued = if small { SMALL_QUEUE } else { max_idle - hot.count() };
         Self {
+            class,
             hot,
             idle: (queued > 0).then(|| Idle::new(queued)),
             misses: AtomicU64::new(0),
@@ -167,17 +186,9 @@ impl Class {
         self.hot.take().or_else(|| self.take_elsewhere())
     }
 
+    #[inline(never)]
     fn take_elsewhere(&self) -> Option<Arc<Slot>> {
         self.idle.as_ref().and_then(Idle::take).or_else(|| self.hot.take_any())
-    }
-
-    /// Where this thread's own place is full: a slot of a large class for which there is no room is dropped.
-    fn put_elsewhere(&self, slot: Arc<Slot>) {
-        match &self.idle {
-            Some(idle) if slot.segment.slots() > 1 => idle.put(slot),
-            Some(idle) => drop(idle.try_put(slot).or_else(|slot| self.hot.try_put_any(slot))),
-            None => drop(self.hot.try_put_any(slot)),
-        }
     }
 
     /// How many slots are idle.
@@ -205,8 +216,8 @@ impl Class {
 pub(crate) struct PoolCore {
     pub(crate) config: ShmPoolConfig,
     pub(crate) budget: Arc<Budget>,
-    /// Made when first used, and boxed: there are over a hundred sizes and few are ever seen.
-    classes: Box<[OnceLock<Box<Class>>]>,
+    /// Made when first used, and apart: there are over a hundred sizes and few are ever seen.
+    classes: [OnceLock<Arc<Class>>; class::COUNT],
     /// Held while idle slots are sorted into those to free and those to keep, and during the last look of `find`: under
     /// it none is in somebody's hands. So nobody has to be woken when the kept ones are put back. Nobody must be: the
     /// waiter that looks would wake all others and itself, and they would keep each other looking for ever.
@@ -220,7 +231,7 @@ impl PoolCore {
     pub(crate) fn new(config: ShmPoolConfig) -> Self {
         Self {
             budget: Arc::new(Budget::new(config.max_bytes)),
-            classes: (0..class::COUNT).map(|_| OnceLock::new()).collect(),
+            classes: [const { OnceLock::new() }; class::COUNT],
             sweep: Mutex::new(()),
             collectors: Mutex::new(Vec::new()),
             closed: AtomicBool::new(false),
@@ -318,9 +329,12 @@ impl PoolCore {
         let slots = class::slots_in(class, room.len());
         let segment = Arc::new(Segment::create(room, slots, &self.config.create_options())?);
         kill_point!("segment: made");
+        if !self.config.pooling {
+            segment.abandon();
+        }
         state.misses.fetch_add(1, Ordering::Relaxed);
         let made: Vec<_> =
-            out_of_order(slots).into_iter().map(|index| self.slot(&segment, index, class)).collect();
+            out_of_order(slots).into_iter().map(|index| self.slot(&segment, state, index)).collect();
         let existing = state.know(&made);
         if let Some(idle) = state.idle.as_ref().filter(|_| slots > 1) {
             idle.expect_at_most(existing);
@@ -332,11 +346,11 @@ impl PoolCore {
         Ok(first)
     }
 
-    fn slot(self: &Arc<Self>, segment: &Arc<Segment>, index: usize, class: ClassIndex) -> Arc<Slot> {
-        let (segment, pool) = (Arc::clone(segment), Arc::clone(self));
-        let offset = index * class::size_of(class);
+    fn slot(self: &Arc<Self>, segment: &Arc<Segment>, shelf: &Arc<Class>, index: usize) -> Arc<Slot> {
+        let (segment, shelf, pool) = (Arc::clone(segment), Arc::clone(shelf), Arc::clone(self));
+        let offset = index * class::size_of(shelf.class);
         let (len, takes) = (AtomicUsize::new(0), AtomicU64::new(0));
-        Arc::new(Slot { segment, class, offset, len, takes, pool })
+        Arc::new(Slot { segment, shelf, offset, len, takes, pool })
     }
 
     /// Takes back a slot that nobody else holds.
@@ -352,25 +366,33 @@ impl PoolCore {
     pub(crate) fn abandon(&self, slot: &Slot) {
         slot.segment.abandon();
         let _sweeping = self.sweep.lock();
-        if let Some(state) = self.classes[slot.class.index()].get() {
-            state.take_all().into_iter().for_each(|idle| self.keep(idle));
-        }
+        slot.shelf.take_all().into_iter().for_each(|idle| self.keep(idle));
     }
 
     /// Makes a slot idle, or frees it beyond `max_idle_per_size`.
     #[inline]
     fn keep(&self, slot: Arc<Slot>) {
-        let shelf = self.classes[slot.class.index()].get();
-        let Some(shelf) = shelf.filter(|_| self.config.pooling && !slot.segment.is_abandoned()) else {
-            return;
-        };
-        if let Err(slot) = shelf.hot.try_put(slot) {
-            shelf.put_elsewhere(slot);
+        if slot.segment.is_abandoned() {
+            return free(slot);
+        }
+        if let Err(slot) = HotPlaces::try_put(slot, |slot| &slot.shelf.hot) {
+            self.keep_elsewhere(slot);
         }
         // SYNC POINT: closed, then drained. Either the drain finds what was just put, or this sees the close.
         fence_after_rmw();
         if self.closed.load(Ordering::Relaxed) {
-            drop(shelf.take_all());
+            self.drain();
+        }
+    }
+
+    /// Where this thread's own place is full: a slot of a large class for which there is no room is dropped.
+    #[inline(never)]
+    fn keep_elsewhere(&self, slot: Arc<Slot>) {
+        let shelf = self.class(slot.shelf.class);
+        match &shelf.idle {
+            Some(idle) if slot.segment.slots() > 1 => idle.put(slot),
+            Some(idle) => drop(idle.try_put(slot).or_else(|slot| shelf.hot.try_put_any(slot))),
+            None => drop(shelf.hot.try_put_any(slot)),
         }
     }
 
@@ -379,6 +401,12 @@ impl PoolCore {
         self.closed.swap(true, Ordering::Relaxed);
         // SYNC POINT: closed, then drained.
         fence_after_rmw();
+        self.drain();
+    }
+
+    /// Frees every idle slot.
+    #[cold]
+    fn drain(&self) {
         for state in self.classes.iter().filter_map(OnceLock::get) {
             drop(state.take_all());
         }
@@ -447,10 +475,10 @@ impl PoolCore {
         }
     }
 
-    fn class(&self, class: ClassIndex) -> &Class {
+    fn class(&self, class: ClassIndex) -> &Arc<Class> {
         self.classes[class.index()].get_or_init(|| {
             let small = class::slots_per_segment(class, self.shared_segment_len(), 0) > 1;
-            Box::new(Class::new(small, self.config.max_idle_per_size))
+            Arc::new(Class::new(class, small, self.config.max_idle_per_size))
         })
     }
 
@@ -472,6 +500,12 @@ impl std::fmt::Debug for PoolCore {
             .field("budget", &self.budget)
             .finish_non_exhaustive()
     }
+}
+
+/// Lets a slot go that is not to be used again.
+#[cold]
+fn free(slot: Arc<Slot>) {
+    drop(slot);
 }
 
 /// The numbers below `count` without any order.

@@ -47,25 +47,25 @@ const MAKE_ELSEWHERE: u64 = 256 << 10;
 /// ```
 #[derive(Debug, Clone)]
 pub struct ShmSegmentPool {
-    open: Arc<Open>,
+    core: Arc<PoolCore>,
+    _open: Arc<Open>,
 }
 
-/// What all handles of a pool share; the last one to go closes it.
+/// Held by every handle of a pool; with the last one it closes.
 #[derive(Debug)]
-struct Open {
-    core: Arc<PoolCore>,
-}
+struct Open(Arc<PoolCore>);
 
 impl Drop for Open {
     fn drop(&mut self) {
-        self.core.close();
+        self.0.close();
     }
 }
 
 impl ShmSegmentPool {
     /// An empty pool; nothing is allocated before the first take.
     pub fn new(config: ShmPoolConfig) -> Self {
-        Self { open: Arc::new(Open { core: Arc::new(PoolCore::new(config)) }) }
+        let core = Arc::new(PoolCore::new(config));
+        Self { _open: Arc::new(Open(Arc::clone(&core))), core }
     }
 
     /// Takes a segment of at least `len` bytes, or fails at once if the cap leaves no room for it.
@@ -166,15 +166,12 @@ impl ShmSegmentPool {
 
     /// An idle segment, if there is one right here.
     #[inline]
-    pub(crate) fn take_idle(&self, len: usize) -> Result<Option<PooledSegment>, TakeError> {
-        match self.core().take_idle_for(len) {
-            Some(slot) => Ok(Some(PooledSegment::new(slot, len))),
-            None => self.core().class_for(len).map(|_| None),
-        }
+    pub(crate) fn take_idle(&self, len: usize) -> Option<PooledSegment> {
+        self.core().take_idle_for(len).map(|slot| PooledSegment::new(slot, len))
     }
 
     pub(crate) fn core(&self) -> &Arc<PoolCore> {
-        &self.open.core
+        &self.core
     }
 
     /// As `take`, but gives up with `None` once `stop` says so; whoever makes it say so wakes the budget's gate.

@@ -2,6 +2,7 @@
 #![allow(unsafe_code)]
 
 use std::fmt;
+use std::mem::ManuallyDrop;
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -16,8 +17,8 @@ use super::core::{PoolCore, Slot};
 // by one and loaded as one stall the processor each time: five times ten nanoseconds of a message's way.)
 #[must_use = "a segment that is not used goes back to the pool at once"]
 pub struct PooledSegment {
-    /// `None` only after `into_slot` has taken it.
-    slot: Option<Arc<Slot>>,
+    /// Taken out once: by `into_slot`, or by the drop.
+    slot: ManuallyDrop<Arc<Slot>>,
 }
 
 impl PooledSegment {
@@ -31,7 +32,7 @@ impl PooledSegment {
     /// What of `slot` was last said to be in use; the caller holds the only `Arc`.
     #[inline]
     pub(crate) fn from_slot(slot: Arc<Slot>) -> Self {
-        Self { slot: Some(slot) }
+        Self { slot: ManuallyDrop::new(slot) }
     }
 
     /// How many bytes there are, of which the first `len()` are in use.
@@ -55,13 +56,15 @@ impl PooledSegment {
     }
 
     #[inline]
-    pub(crate) fn into_slot(mut self) -> Arc<Slot> {
-        self.slot.take().expect("taken only here, and self is gone afterwards")
+    pub(crate) fn into_slot(self) -> Arc<Slot> {
+        let mut this = ManuallyDrop::new(self);
+        // SAFETY: `this` is neither used nor dropped any more.
+        unsafe { ManuallyDrop::take(&mut this.slot) }
     }
 
     #[inline]
     pub(super) fn slot(&self) -> &Arc<Slot> {
-        self.slot.as_ref().expect("taken only by into_slot, which consumes self")
+        &self.slot
     }
 
     /// Where the bytes are.
@@ -111,8 +114,8 @@ impl fmt::Debug for PooledSegment {
 impl Drop for PooledSegment {
     #[inline]
     fn drop(&mut self) {
-        if let Some(slot) = self.slot.take() {
-            slot.give_back();
-        }
+        // SAFETY: `self` is not used any more: it is being dropped.
+        let slot = unsafe { ManuallyDrop::take(&mut self.slot) };
+        slot.give_back();
     }
 }

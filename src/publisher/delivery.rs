@@ -106,6 +106,15 @@ impl Delivery {
     #[inline]
     pub(crate) fn deliver(&mut self, slot: Arc<Slot>) -> bool {
         debug_assert!(self.head.is_none());
+        if self.links.is_empty() && self.history_len == 0 {
+            self.next_seq += 1;
+            self.in_flight.pool().give_back(slot);
+            return true;
+        }
+        self.deliver_to_somebody(slot)
+    }
+
+    fn deliver_to_somebody(&mut self, slot: Arc<Slot>) -> bool {
         let message = Message { flight: self.in_flight.begin(slot), seq: self.next_seq };
         self.next_seq += 1;
         kill_point!("send: numbered");
@@ -167,6 +176,12 @@ impl Delivery {
     /// What those released that have no room any more is collected here, where the messages are gone already and nobody waits.
     #[inline]
     pub(crate) fn ring(&mut self) {
+        if !self.links.is_empty() {
+            self.ring_links();
+        }
+    }
+
+    fn ring_links(&mut self) {
         bell::fence_before_looking();
         let mut broken = false;
         for link in &mut self.links {

@@ -84,19 +84,25 @@ pub enum SendErrorKind {
     /// The time given ran out first; only from the calls that take one.
     #[error("the subscribers made no room in time")]
     TimedOut,
-    /// There was no memory to copy it into.
+    /// There was no memory to copy it into. Boxed, as in [`LoanError::Pool`].
     #[error(transparent)]
-    Pool(TakeError),
+    Pool(Box<TakeError>),
+}
+
+impl SendErrorKind {
+    /// Whether everything that the pool's cap allows is in use just now.
+    pub(super) fn is_pool_full(&self) -> bool {
+        matches!(self, Self::Pool(error) if matches!(**error, TakeError::Full { .. }))
+    }
 }
 
 impl From<LoanError> for SendErrorKind {
+    #[cold]
     fn from(error: LoanError) -> Self {
         match error {
             LoanError::Closed => Self::Closed,
-            LoanError::Pool(error) => match *error {
-                TakeError::TimedOut { .. } => Self::TimedOut,
-                error => Self::Pool(error),
-            },
+            LoanError::Pool(error) if matches!(*error, TakeError::TimedOut { .. }) => Self::TimedOut,
+            LoanError::Pool(error) => Self::Pool(error),
         }
     }
 }
@@ -126,7 +132,7 @@ impl<B> SendError<B> {
 
     /// Whether there was no room just now, in the queue or in the pool.
     pub fn is_full(&self) -> bool {
-        matches!(self.kind, SendErrorKind::Full | SendErrorKind::Pool(TakeError::Full { .. }))
+        matches!(self.kind, SendErrorKind::Full) || self.kind.is_pool_full()
     }
 
     /// Whether the time ran out.

@@ -27,7 +27,7 @@ pub use self::stats::PublisherStats;
 use crate::blocking::assert_may_block;
 use crate::buffer::{Home, Payload, ShmLoan};
 use crate::places::NoPlace;
-use crate::pool::{ShmSegmentPool, TakeError};
+use crate::pool::ShmSegmentPool;
 
 /// Publishes messages to a topic.
 ///
@@ -117,7 +117,7 @@ impl ShmPublisher {
     ///
     /// Cancel safe: no memory is lost and no other waiter misses its turn.
     pub async fn loan(&self, len: usize) -> Result<ShmLoan, LoanError> {
-        match self.idle_loan(len)? {
+        match self.idle_loan(len) {
             Some(loan) => Ok(loan),
             // Apart, so that what there is to do for most loans is short.
             None => Box::pin(self.loan_waiting(len)).await,
@@ -128,12 +128,12 @@ impl ShmPublisher {
     ///
     /// # Errors
     ///
-    /// As [`loan`](Self::loan), and [`TakeError::Full`] at the cap.
+    /// As [`loan`](Self::loan), and [`TakeError::Full`](crate::TakeError::Full) at the cap.
     pub fn try_loan(&self, len: usize) -> Result<ShmLoan, LoanError> {
-        if let Some(loan) = self.idle_loan(len)? {
-            return Ok(loan);
+        match self.idle_loan(len) {
+            Some(loan) => Ok(loan),
+            None => self.made_loan(len),
         }
-        Ok(ShmLoan::new(self.shared.pool.try_take(len)?))
     }
 
     /// As [`loan`](Self::loan), waiting on this thread.
@@ -154,7 +154,7 @@ impl ShmPublisher {
     ///
     /// # Errors
     ///
-    /// As [`loan`](Self::loan), and [`TakeError::TimedOut`].
+    /// As [`loan`](Self::loan), and [`TakeError::TimedOut`](crate::TakeError::TimedOut).
     ///
     /// # Panics
     ///
@@ -186,7 +186,7 @@ impl ShmPublisher {
         let mut staged = Staged::new(buf);
         let accepted = match self.stage_now(&mut staged) {
             Ok(()) => self.accept(&mut staged),
-            Err(SendErrorKind::Pool(TakeError::Full { .. })) => None,
+            Err(kind) if kind.is_pool_full() => None,
             Err(kind) => Some(Err(kind)),
         };
         match accepted {
@@ -203,7 +203,7 @@ impl ShmPublisher {
     ///
     /// # Errors
     ///
-    /// As [`send`](Self::send), and [`SendErrorKind::Full`] or [`TakeError::Full`] where that would wait.
+    /// As [`send`](Self::send), and [`SendErrorKind::Full`] or [`TakeError::Full`](crate::TakeError::Full) where that would wait.
     pub fn try_send<B: Payload>(&self, buf: B) -> Result<(), SendError<B::Returned>> {
         let mut staged = Staged::new(buf);
         let staged_now = self.stage_now(&mut staged);
@@ -313,19 +313,32 @@ impl ShmPublisher {
         &self.shared.pool
     }
 
-    /// A loan from an idle slot, or from what subscribers of this publisher have released.
+    /// A loan from an idle slot; `None`: there is none, or there are to be no more.
     #[inline]
-    fn idle_loan(&self, len: usize) -> Result<Option<ShmLoan>, LoanError> {
+    fn idle_loan(&self, len: usize) -> Option<ShmLoan> {
         if self.shared.is_closed() {
-            return Err(LoanError::Closed);
+            return None;
         }
-        Ok(self.shared.pool.take_idle(len)?.map(ShmLoan::new))
+        self.shared.pool.take_idle(len).map(ShmLoan::new)
+    }
+
+    /// A loan where no slot is idle, without waiting.
+    #[inline(never)]
+    fn made_loan(&self, len: usize) -> Result<ShmLoan, LoanError> {
+        self.check_open()?;
+        Ok(ShmLoan::new(self.shared.pool.try_take(len)?))
+    }
+
+    /// To be called before the pool is asked for what it may not have: its refusal would hide that the publisher is closed.
+    fn check_open(&self) -> Result<(), LoanError> {
+        if self.shared.is_closed() { Err(LoanError::Closed) } else { Ok(()) }
     }
 
     fn loan_until(&self, len: usize, deadline: Option<Instant>) -> Result<ShmLoan, LoanError> {
-        if let Some(loan) = self.idle_loan(len)? {
+        if let Some(loan) = self.idle_loan(len) {
             return Ok(loan);
         }
+        self.check_open()?;
         let taken = self.shared.pool.blocking_take_until(len, deadline, || self.shared.is_closed());
         Ok(ShmLoan::new(taken.ok_or(LoanError::Closed)??))
     }
@@ -371,6 +384,7 @@ impl ShmPublisher {
 
     #[cold]
     async fn loan_waiting(&self, len: usize) -> Result<ShmLoan, LoanError> {
+        self.check_open()?;
         let taken = self.shared.pool.take_until(len, || self.shared.is_closed()).await;
         Ok(ShmLoan::new(taken.ok_or(LoanError::Closed)??))
     }

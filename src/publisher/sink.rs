@@ -18,7 +18,6 @@ use super::staged::Staged;
 use super::{SendErrorKind, ShmPublisher, SinkError};
 use crate::buffer::Payload;
 use crate::places::NoPlace;
-use crate::pool::TakeError;
 
 /// After so many messages subscribers are woken, flush or not.
 const SILENT: usize = 64;
@@ -139,7 +138,7 @@ impl<B: Payload> Sink<B> for ShmPublisher {
         let mut staged = Staged::new(buf);
         let ready = match this.stage_now(&mut staged) {
             Ok(()) => true,
-            Err(SendErrorKind::Pool(TakeError::Full { .. })) => false,
+            Err(kind) if kind.is_pool_full() => false,
             Err(kind) => {
                 give_up(&this.shared);
                 return Err(SinkError::new(kind, Some(staged.into_buf().into_returned())));

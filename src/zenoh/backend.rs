@@ -246,7 +246,7 @@ impl ShmProviderBackend for PoolBackend {
     fn alloc(&self, layout: &MemoryLayout) -> ChunkAllocResult {
         let len = bytes_for(layout).ok_or(ZAllocError::Other)?;
         let pool = &self.inner.pool;
-        if let Ok(Some(idle)) = pool.take_idle(len) {
+        if let Some(idle) = pool.take_idle(len) {
             return self.hand_out(Ok(idle));
         }
         // The pool would come to it as well, past whoever else it collects from.

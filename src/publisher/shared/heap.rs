@@ -57,7 +57,7 @@ impl Shared {
     /// would wait for ever.
     fn swap_out(&self, delivery: &mut Delivery, len: usize, popped: &mut usize) -> Option<PooledSegment> {
         delivery.reclaim();
-        if let Ok(Some(idle)) = self.pool.take_idle(len) {
+        if let Some(idle) = self.pool.take_idle(len) {
             return Some(idle);
         }
         // No more of them than the queue is long: each has given its place to another.

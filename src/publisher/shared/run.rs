@@ -172,40 +172,49 @@ impl Shared {
         }
     }
 
-    /// Rings who has to be woken and opens the turnstile; if somebody knocked meanwhile, his work is done too, by the
-    /// tx task where there is more of it.
+    /// Rings who has to be woken and opens the turnstile; if somebody knocked meanwhile, his work is done too.
     #[inline]
-    pub(super) fn leave<'s>(&'s self, mut delivery: Inside<'s, Delivery>) {
-        let mut rounds = 0;
-        loop {
-            self.conclude(&mut delivery);
-            if !delivery.leave() {
-                return;
-            }
-            rounds += 1;
-            if rounds > 2 && !self.has_ended() {
-                return self.notify();
-            }
-            let Some(next) = self.enter() else { return };
-            delivery = next;
-            self.prepare(&mut delivery);
-            self.work(&mut delivery);
+    pub(super) fn leave(&self, mut delivery: Inside<'_, Delivery>) {
+        delivery.ring();
+        self.note(&mut delivery);
+        if delivery.leave() {
+            self.answer();
         }
     }
 
-    #[inline]
-    fn conclude(&self, delivery: &mut Delivery) {
-        delivery.ring();
-        self.note(delivery);
+    /// Does the work of who knocked, or has the tx task do it where there is more and more of it.
+    #[cold]
+    fn answer(&self) {
+        let mut rounds = 0;
+        while rounds < 2 || self.has_ended() {
+            rounds += 1;
+            let Some(mut delivery) = self.enter() else { return };
+            self.prepare(&mut delivery);
+            self.work(&mut delivery);
+            delivery.ring();
+            self.note(&mut delivery);
+            if !delivery.leave() {
+                return;
+            }
+        }
+        self.notify();
     }
 
     /// Notes for others what the run has come to.
     #[inline]
     pub(super) fn note(&self, delivery: &mut Delivery) {
+        self.published.store(delivery.next_seq(), Ordering::Relaxed);
+        if delivery.timed || delivery.links_changed || self.places.is_closed() {
+            self.note_rest(delivery);
+        }
+    }
+
+    /// What most runs have nothing of.
+    #[inline(never)]
+    fn note_rest(&self, delivery: &mut Delivery) {
         if std::mem::take(&mut delivery.timed) {
             delivery.log(delivery.last_run);
         }
-        self.published.store(delivery.next_seq(), Ordering::Relaxed);
         if self.places.is_closed() && !delivery.finished && self.is_done(delivery) {
             // The tx task has been waiting for this to end the publisher.
             self.notify();
