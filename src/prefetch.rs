@@ -38,7 +38,11 @@ pub(crate) fn for_writing(start: *const u8, len: usize, most: usize) -> usize {
 #[inline]
 fn each_line(start: *const u8, len: usize, most: usize, fetch: impl Fn(*const u8)) -> usize {
     let lines = len.div_ceil(LINE).min(most);
-    (0..lines).for_each(|line| fetch(start.wrapping_add(line * LINE)));
+    let mut line = start;
+    for _ in 0..lines {
+        fetch(line);
+        line = line.wrapping_add(LINE);
+    }
     lines
 }
 

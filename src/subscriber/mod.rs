@@ -131,7 +131,17 @@ impl ShmSubscriber {
     fn poll_next_item(&mut self, cx: &mut Context<'_>) -> Poll<Result<ShmSample, RecvError>> {
         // A subscriber that always finds something must let other tasks run now and then.
         let budget = ready!(tokio::task::coop::poll_proceed(cx));
-        match self.core.poll_next(&mut self.watched, cx) {
+        let core = &mut self.core;
+        let mut sample = core.next_sample();
+        let looking = sample.is_none() && core.busy.look_again();
+        if looking && core.look() {
+            sample = core.next_sample();
+        }
+        if let Some(sample) = sample {
+            budget.made_progress();
+            return Poll::Ready(Ok(sample));
+        }
+        match core.poll_next(looking, &mut self.watched, cx) {
             Poll::Pending => Poll::Pending,
             Poll::Ready(item) => {
                 budget.made_progress();

@@ -56,21 +56,17 @@ impl Drop for Heard {
 }
 
 impl Core<Waits> {
-    /// Polls for the next item; `None` once it is over.
+    /// Polls for the next item, whatever it is; `None` once it is over. `looking`: it is not to sleep yet.
     pub(super) fn poll_next(
         &mut self,
+        looking: bool,
         watched: &mut Option<Watched<OwnedFd>>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Item>> {
         if let Some(item) = self.next() {
             return Poll::Ready(Some(item));
         }
-        if self.busy.look_again() {
-            if self.look()
-                && let Some(item) = self.next()
-            {
-                return Poll::Ready(Some(item));
-            }
+        if looking {
             self.rounds = self.rounds.wrapping_add(1);
             if self.rounds.is_multiple_of(ROUNDS) {
                 // Publishers come and go without touching the memory that we look at.
@@ -88,7 +84,8 @@ impl Core<Waits> {
     }
 
     /// Looks until there is something, for so many times; `false` if there never was.
-    fn look(&self) -> bool {
+    #[inline]
+    pub(super) fn look(&self) -> bool {
         for look in 1..=LOOKS {
             if self.has_something() {
                 return true;
