@@ -253,6 +253,7 @@ impl Waiter {
         self.shared.wait_async().await
     }
 
+    #[inline]
     fn sleep_until(&self, deadline: Option<Instant>) -> Result<(), WaitTimeoutError> {
         if self.shared.sleep(deadline)? { Ok(()) } else { Err(WaitTimeoutError::Timeout) }
     }

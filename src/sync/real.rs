@@ -29,6 +29,7 @@ impl Futex {
 
     /// Sleeps until it is woken, or `deadline`, or for no reason; not at all if there were more wake-ups than `wakes`. `true` if the
     /// deadline has come.
+    #[inline]
     pub(crate) fn sleep(&self, wakes: u32, deadline: Option<Instant>) -> bool {
         let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
         if left.is_some_and(|left| left.is_zero()) {
@@ -40,6 +41,7 @@ impl Futex {
     }
 
     /// Wakes one thread.
+    #[inline]
     pub(crate) fn wake_one(&self) {
         self.wake(1);
     }
@@ -49,6 +51,7 @@ impl Futex {
         self.wake(i32::MAX as u32);
     }
 
+    #[inline]
     fn wake(&self, count: u32) {
         // SYNC POINT: woken (Release).
         self.0.fetch_add(1, Ordering::Release);
