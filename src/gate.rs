@@ -28,7 +28,7 @@ use std::pin::pin;
 use std::time::Instant;
 
 use crate::sync::atomic::{AtomicU64, Ordering, fence};
-use crate::sync::{Condvar, Mutex, Notify, fence_after_rmw};
+use crate::sync::{Futex, Notify, fence_after_rmw};
 
 /// One waiting thread, in the lower half of the count.
 const THREAD: u64 = 1;
@@ -40,21 +40,13 @@ pub(crate) struct Gate {
     /// Waiting threads and tasks. Each adds itself before it looks at the condition, and takes itself off on leaving; nobody
     /// else writes it. Too many is at worst a wake-up for nobody.
     waiters: AtomicU64,
-    /// How often threads were woken. It tells a thread, between its look at the condition and its sleep, that it has to
-    /// look again: so the lock need not be held during the look, and a waker never waits for one.
-    wakes: Mutex<u64>,
-    threads: Condvar,
+    threads: Futex,
     tasks: Notify,
 }
 
 impl Gate {
     pub(crate) fn new() -> Self {
-        Self {
-            waiters: AtomicU64::new(0),
-            wakes: Mutex::new(0),
-            threads: Condvar::new(),
-            tasks: Notify::new(),
-        }
+        Self { waiters: AtomicU64::new(0), threads: Futex::new(), tasks: Notify::new() }
     }
 
     /// Makes up to `n` threads and up to `n` tasks look again.
@@ -133,8 +125,9 @@ impl Gate {
         }
         let _counted = self.count(THREAD);
         let mut timed_out = false;
-        let mut seen = *self.wakes.lock();
         loop {
+            // Before the look: a wake-up after it keeps this thread from sleeping.
+            let wakes = self.threads.wakes();
             // SYNC POINT: gate counted, condition read.
             fence(Ordering::SeqCst);
             if let Some(value) = attempt() {
@@ -143,14 +136,7 @@ impl Gate {
             if timed_out {
                 return None;
             }
-            let mut wakes = self.wakes.lock();
-            if *wakes == seen {
-                match deadline {
-                    Some(deadline) => timed_out = self.threads.wait_until(&mut wakes, deadline).timed_out(),
-                    None => self.threads.wait(&mut wakes),
-                }
-            }
-            seen = *wakes;
+            timed_out = self.threads.sleep(wakes, deadline);
         }
     }
 
@@ -166,10 +152,7 @@ impl Gate {
     fn wake_some(&self, waiters: u64, n: usize) {
         let (threads, tasks) = split(waiters);
         if threads != 0 {
-            self.note_wake();
-            for _ in 0..threads.min(n) {
-                self.threads.notify_one();
-            }
+            self.threads.wake(threads.min(n));
         }
         for _ in 0..tasks.min(n) {
             self.tasks.notify_one();
@@ -180,19 +163,11 @@ impl Gate {
     fn wake_everybody(&self, waiters: u64) {
         let (threads, tasks) = split(waiters);
         if threads != 0 {
-            self.note_wake();
-            self.threads.notify_all();
+            self.threads.wake_all();
         }
         if tasks != 0 {
             self.tasks.notify_waiters();
         }
-    }
-
-    /// From here on no thread falls asleep over a look it took before. The lock is free again when the condvar is notified,
-    /// lest the woken thread runs into it.
-    fn note_wake(&self) {
-        let mut wakes = self.wakes.lock();
-        *wakes = wakes.wrapping_add(1);
     }
 
     fn count(&self, unit: u64) -> Counted<'_> {

@@ -18,10 +18,13 @@ mod loom;
 #[cfg(not(tokio_shm_loom))]
 mod real;
 
+// For models only.
 #[cfg(tokio_shm_loom)]
-pub(crate) use self::loom::{Arc, ArrayQueue, Condvar, Futex, Mutex, Notify, UnsafeCell};
+pub(crate) use self::loom::Condvar;
+#[cfg(tokio_shm_loom)]
+pub(crate) use self::loom::{Arc, ArrayQueue, Futex, Mutex, Notify, UnsafeCell};
 #[cfg(not(tokio_shm_loom))]
-pub(crate) use self::real::{Arc, ArrayQueue, Condvar, Futex, Mutex, Notify, UnsafeCell};
+pub(crate) use self::real::{Arc, ArrayQueue, Futex, Mutex, Notify, UnsafeCell};
 
 /// A full fence for a thread whose last access to shared memory was a read-modify-write.
 ///

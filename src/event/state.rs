@@ -89,7 +89,7 @@ impl Shared {
         // Whoever set it first does the waking. The wait that it leads to is this notify's, too.
         if before & SET == 0 {
             if before & THREADS != 0 {
-                self.threads.wake_one();
+                self.threads.wake(1);
             }
             if before & TASKS != 0 {
                 self.tasks.notify_one();

@@ -162,10 +162,12 @@ impl Futex {
     }
 
     #[track_caller]
-    pub(crate) fn wake_one(&self) {
+    pub(crate) fn wake(&self, count: usize) {
         self.word.fetch_add(1, Ordering::Release);
         drop(self.queue.lock());
-        self.asleep.notify_one();
+        for _ in 0..count {
+            self.asleep.notify_one();
+        }
     }
 
     #[track_caller]

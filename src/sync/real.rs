@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Instant;
 
 pub(crate) use crossbeam_queue::ArrayQueue;
-pub(crate) use parking_lot::{Condvar, Mutex};
+pub(crate) use parking_lot::Mutex;
 use rustix::io::Errno;
 use rustix::thread::futex;
 use rustix::time::Timespec;
@@ -40,23 +40,19 @@ impl Futex {
         futex::wait(&self.0, futex::Flags::PRIVATE, wakes, left.as_ref()) == Err(Errno::TIMEDOUT)
     }
 
-    /// Wakes one thread.
+    /// Wakes `count` threads at most.
     #[inline]
-    pub(crate) fn wake_one(&self) {
-        self.wake(1);
+    pub(crate) fn wake(&self, count: usize) {
+        // SYNC POINT: woken (Release).
+        self.0.fetch_add(1, Ordering::Release);
+        let count = count.min(i32::MAX as usize) as u32;
+        let woken = futex::wake(&self.0, futex::Flags::PRIVATE, count);
+        debug_assert!(woken.is_ok(), "a futex of this process can be woken: {woken:?}");
     }
 
     /// Wakes all threads.
     pub(crate) fn wake_all(&self) {
-        self.wake(i32::MAX as u32);
-    }
-
-    #[inline]
-    fn wake(&self, count: u32) {
-        // SYNC POINT: woken (Release).
-        self.0.fetch_add(1, Ordering::Release);
-        let woken = futex::wake(&self.0, futex::Flags::PRIVATE, count);
-        debug_assert!(woken.is_ok(), "a futex of this process can be woken: {woken:?}");
+        self.wake(usize::MAX);
     }
 }
 
