@@ -40,6 +40,8 @@ pub(crate) struct Case {
     pub(crate) size: usize,
     /// Receiving processes.
     pub(crate) fars: usize,
+    /// Which of them this is, for the process that is one.
+    pub(crate) nth: usize,
     /// The core of the receiving processes; the sending one has core 0.
     pub(crate) far_core: usize,
     /// Messages that a receiver may be behind.
@@ -64,6 +66,7 @@ impl Case {
             mode,
             size,
             fars: 1,
+            nth: 0,
             far_core: 1,
             depth: 64,
             batched: false,

@@ -16,7 +16,6 @@ const SOCKETS: [&str; 2] = ["Unix stream", "Unix seqpacket"];
 const ALWAYS_SLEEPS: &str = "It always sleeps: see the hop parked";
 const BLOB_POLLS: &str =
     "ringfire's blob ring can only be polled, and its typed ring is for small records of one type";
-const ONE_READER: &str = "It has one receiver";
 const NO_DEPTH: &str =
     "Its room is a socket buffer in bytes, or none that can be set: there is no full subscriber to wait for";
 
@@ -109,12 +108,13 @@ fn fan_out() -> Table {
     let mut table = Table::new("fan-out", "Until every subscriber has read a message of 4 KiB", Unit::Time);
     for fars in [1, 4, 16] {
         let column = if fars == 1 { "1 subscriber".to_owned() } else { format!("{fars} subscribers") };
-        for peer in ["tokio-shm", "iceoryx2", "zenoh SHM", "ipc-channel", "Unix stream", "Unix seqpacket"] {
+        let floors = ["floor: futex, a ring each", "floor: eventfd + AsyncFd, a ring each"];
+        let peers = ["tokio-shm", "iceoryx2", "zenoh SHM", "ipc-channel"];
+        for peer in peers.into_iter().chain(SOCKETS).chain(floors) {
             let case = Case { fars, depth: 8, ..Case::new(Work::FanOut, peer, Mode::Parked, 4 * KIB) };
             table.add(peer, &column, case);
         }
         table.missing("ringfire", &column, BLOB_POLLS);
-        table.missing("floors", &column, ONE_READER);
     }
     table
 }

@@ -39,10 +39,11 @@ pub(crate) fn child() -> Option<(Case, Side)> {
 
 /// Runs a case in processes of its own; what they measured, or why they did not.
 pub(crate) fn run(case: &Case) -> Result<Vec<Measured>, String> {
-    let bells = eventfds(&case.peer);
+    let bells = eventfds(case);
     let case = &Case { bells: bells.iter().map(AsRawFd::as_raw_fd).collect(), ..case.clone() };
-    let sides = std::iter::repeat_n(Side::Far, case.fars).chain([Side::Near]);
-    let mut processes: Vec<_> = sides.map(|side| Running::start(case, side)).collect();
+    let far = |nth| Running::start(&Case { nth, ..case.clone() }, Side::Far);
+    let mut processes: Vec<_> = (0..case.fars).map(far).collect();
+    processes.push(Running::start(case, Side::Near));
     wait(&mut processes)?;
     let mut near = processes.pop().expect("the last one started");
     let mut printed = String::new();

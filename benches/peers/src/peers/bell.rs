@@ -141,12 +141,15 @@ fn bells(case: &Case, topic: &str) -> [File; 2] {
     })
 }
 
-/// The eventfds of a case, to be inherited: those of the topic out, then those of the one back.
-pub(crate) fn eventfds(peer: &str) -> Vec<OwnedFd> {
-    let flags = match peer {
+/// How many eventfds a receiver's topics have.
+pub(super) const A_RECEIVER: usize = 4;
+
+/// The eventfds of a case, to be inherited: for each receiver those of the topic out, then those of the one back.
+pub(crate) fn eventfds(case: &Case) -> Vec<OwnedFd> {
+    let flags = match case.peer.as_str() {
         "floor: eventfd" => EventfdFlags::empty(),
-        "floor: eventfd + AsyncFd" => EventfdFlags::NONBLOCK,
+        "floor: eventfd + AsyncFd" | "floor: eventfd + AsyncFd, a ring each" => EventfdFlags::NONBLOCK,
         _ => return Vec::new(),
     };
-    (0..4).map(|_| eventfd(0, flags).expect("eventfd")).collect()
+    (0..A_RECEIVER * case.fars).map(|_| eventfd(0, flags).expect("eventfd")).collect()
 }

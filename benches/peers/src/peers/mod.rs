@@ -100,4 +100,6 @@ peers! {
     "floor: futex" => ring::Floor<Futex>,
     "floor: eventfd" => ring::Floor<Blocking>,
     "floor: eventfd + AsyncFd" => ring::Floor<AsyncBell>,
+    "floor: futex, a ring each" => ring::Floors<Futex>,
+    "floor: eventfd + AsyncFd, a ring each" => ring::Floors<AsyncBell>,
 }

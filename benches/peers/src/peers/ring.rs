@@ -4,7 +4,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::bell::Bell;
+use super::bell::{A_RECEIVER, Bell};
 use super::{Peer, Rx, Tx};
 use crate::board::{map, shared_file};
 use crate::case::Case;
@@ -16,6 +16,14 @@ pub(crate) struct Floor<B>(std::marker::PhantomData<B>);
 impl<B: Bell> Peer for Floor<B> {
     type Tx = Writer<B>;
     type Rx = Reader<B>;
+}
+
+/// The same for several receivers, each with a ring of its own.
+pub(crate) struct Floors<B>(std::marker::PhantomData<B>);
+
+impl<B: Bell> Peer for Floors<B> {
+    type Tx = Writers<B>;
+    type Rx = ReaderOfMany<B>;
 }
 
 #[repr(C)]
@@ -126,4 +134,44 @@ impl<B: Bell> Rx for Reader<B> {
         }
         seen
     }
+}
+
+pub(crate) struct Writers<B>(Vec<Writer<B>>);
+
+impl<B: Bell> Tx for Writers<B> {
+    async fn open(case: &Case, topic: &'static str) -> Self {
+        let mut writers = Vec::new();
+        for nth in 0..case.fars {
+            writers.push(Writer::open(&alone(case, nth), topic).await);
+        }
+        Self(writers)
+    }
+
+    async fn connected(&mut self, _: usize) {}
+
+    async fn send(&mut self, size: usize, number: u64) {
+        for writer in &mut self.0 {
+            writer.send(size, number).await;
+        }
+    }
+}
+
+pub(crate) struct ReaderOfMany<B>(Reader<B>);
+
+impl<B: Bell> Rx for ReaderOfMany<B> {
+    async fn open(case: &Case, topic: &'static str) -> Self {
+        Self(Reader::open(&alone(case, case.nth), topic).await)
+    }
+
+    async fn recv<T>(&mut self, look: impl FnOnce(&[u8]) -> T) -> T {
+        self.0.recv(look).await
+    }
+}
+
+/// The case as it would be for one of its receivers alone.
+fn alone(case: &Case, nth: usize) -> Case {
+    let dir = case.dir.join(nth.to_string());
+    std::fs::create_dir_all(&dir).expect("a directory for each receiver");
+    let bells = case.bells.chunks(A_RECEIVER).nth(nth).unwrap_or_default().to_vec();
+    Case { dir, bells, ..case.clone() }
 }
