@@ -106,16 +106,16 @@ impl<T> HotPlaces<T> {
 
     #[inline]
     fn own(&self) -> &Hot<T> {
-        // Where the first is does not have to wait for `last` to be loaded, as where another is has to.
-        match OWN.get() {
-            0 => &self.places[0],
-            own => self.place(own),
-        }
+        let own = OWN.get() % PLACES;
+        // A branch that is foreseen: where the place is does not have to wait for how many there are.
+        if own <= self.last { &self.places[own] } else { self.shared(own) }
     }
 
-    // Never inlined: the compiler would see that it gives the first for 0 as well.
+    /// The place of a thread for which there is none of its own.
+    // Out of line, or the compiler makes one way of both, which waits.
+    #[cold]
     #[inline(never)]
-    fn place(&self, own: usize) -> &Hot<T> {
+    fn shared(&self, own: usize) -> &Hot<T> {
         // `last` is less than `PLACES`; this says so to the compiler.
         &self.places[own & self.last & (PLACES - 1)]
     }
