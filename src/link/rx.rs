@@ -201,7 +201,7 @@ impl LinkRx {
     /// The next message, if it is there and just the next one in a segment used lately, as most are. `None`: see what
     /// [`next`](Self::next) says.
     // Short, and it makes the sample where the caller wants it: to hand it up by way of `Next` costs as much again.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn next_sample(&mut self) -> Option<ShmSample> {
         let link = self.established.as_deref_mut()?;
         if link.aside.is_some() {

@@ -146,7 +146,7 @@ impl<W: Default> Core<W> {
     }
 
     /// The next message of the publisher whose turn it is, if it is there and nothing else is to be told of.
-    #[inline]
+    #[inline(always)]
     pub(super) fn next_sample(&mut self) -> Option<ShmSample> {
         if self.turn >= self.peers.len() {
             self.turn = 0;
