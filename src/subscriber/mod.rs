@@ -234,7 +234,7 @@ impl Stream for ShmSubscriber {
     type Item = Result<ShmSample, RecvError>;
 
     /// Ends after the last publisher where that was asked for, and after [`RecvError::Io`] only if polled no more.
-    #[inline]
+    // Not inlined: the caller's loop over a message's bytes is better off without all this around it.
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = self.get_mut();
         if let Some(sample) = this.next_sample() {
