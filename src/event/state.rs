@@ -117,8 +117,8 @@ impl Shared {
     }
 
     /// Blocks until the event could be cleared; `false` if `deadline` came first.
-    // Inlined down to the system call, as the waking is: out of line a round trip of two threads on one core takes a fifth longer. (After a
-    // switch the processor does not know where calls made before it return to.)
+    // Inlined down to the system call, as the waking is: out of line a round trip of two threads on one core takes a fifth longer. (To
+    // return from a call made before a switch seems to be slow.)
     #[inline]
     pub(super) fn sleep(&self, deadline: Option<Instant>) -> Result<bool, WaitError> {
         let _counted = self.count(THREAD);
