@@ -174,12 +174,18 @@ impl Shared {
 
     /// Rings who has to be woken and opens the turnstile; if somebody knocked meanwhile, his work is done too.
     #[inline]
-    pub(super) fn leave(&self, mut delivery: Inside<'_, Delivery>) {
-        delivery.ring();
-        self.note(&mut delivery);
-        if delivery.leave() {
+    pub(super) fn leave(&self, delivery: Inside<'_, Delivery>) {
+        if self.conclude(delivery) {
             self.answer();
         }
+    }
+
+    /// The end of a run: `true` if somebody knocked meanwhile.
+    #[inline]
+    fn conclude(&self, mut delivery: Inside<'_, Delivery>) -> bool {
+        delivery.ring();
+        self.note(&mut delivery);
+        delivery.leave()
     }
 
     /// Does the work of who knocked, or has the tx task do it where there is more and more of it.
@@ -191,9 +197,7 @@ impl Shared {
             let Some(mut delivery) = self.enter() else { return };
             self.prepare(&mut delivery);
             self.work(&mut delivery);
-            delivery.ring();
-            self.note(&mut delivery);
-            if !delivery.leave() {
+            if !self.conclude(delivery) {
                 return;
             }
         }
