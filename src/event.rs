@@ -157,7 +157,7 @@ impl Waiter {
     /// ```
     #[inline]
     pub fn wait(&self) -> Result<(), WaitError> {
-        if self.shared.try_take()? {
+        if self.shared.take_guessing()? {
             return Ok(());
         }
         self.shared.sleep(None).map(|_taken| ())
@@ -188,7 +188,7 @@ impl Waiter {
     #[inline]
     pub fn wait_timeout(&self, timeout: Duration) -> Result<(), WaitTimeoutError> {
         // Before the clock is read, which costs more than taking an event that is set.
-        if self.shared.try_take()? {
+        if self.shared.take_guessing()? {
             return Ok(());
         }
         self.sleep_until(Instant::now().checked_add(timeout))
@@ -214,7 +214,7 @@ impl Waiter {
     /// ```
     #[inline]
     pub fn wait_deadline(&self, deadline: Instant) -> Result<(), WaitTimeoutError> {
-        if self.shared.try_take()? {
+        if self.shared.take_guessing()? {
             return Ok(());
         }
         self.sleep_until(Some(deadline))
@@ -247,7 +247,7 @@ impl Waiter {
     /// ```
     #[inline]
     pub async fn wait_async(&self) -> Result<(), WaitError> {
-        if self.shared.try_take()? {
+        if self.shared.take_guessing()? {
             return Ok(());
         }
         self.shared.wait_async().await
