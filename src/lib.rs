@@ -48,7 +48,7 @@ pub mod event;
 mod gate;
 mod hot;
 mod idle;
-mod places;
+mod line;
 mod proto;
 mod sync;
 mod turnstile;

@@ -276,6 +276,86 @@ async fn messages_fed_without_a_flush_wake_whoever_sleeps_all_the_same() {
 }
 
 #[tokio::test]
+async fn large_message_fed_is_not_kept_for_the_flush() {
+    let dir = Dir::new();
+    let (mut sink, mut subscriber) = with_sleeper(&dir).await;
+    within("feed", sink.feed(vec![7; 64 << 10])).await.unwrap();
+    assert_eq!(receive(&mut subscriber, 1).await, [7]);
+}
+
+/// Whoever waits for memory comes first or last: what has all of it was fed and is not flushed.
+#[tokio::test]
+async fn memory_in_messages_fed_and_not_flushed_is_no_obstacle_to_who_waits_for_it() {
+    let dir = Dir::new();
+    let publisher = dir.publisher("t").pool(slots(2)).bind().unwrap();
+    let subscriber = dir.subscriber("t").connect().unwrap();
+    let reader =
+        tokio::spawn(subscriber.map(|sample| sample.map(|sample| sample[0])).take(5).collect::<Vec<_>>());
+    within("wait", publisher.wait_for_subscribers(1)).await;
+    for _ in 0..100 {
+        yield_now().await;
+    }
+    // From here on nobody has anything to do.
+    let mut sink = publisher.clone();
+    for byte in [0, 1] {
+        within("feed", sink.feed(filled(&publisher, byte))).await.unwrap();
+    }
+    let last = [
+        within("loan", publisher.loan(SLOT)).await.unwrap(),
+        within("loan", publisher.loan(SLOT)).await.unwrap(),
+    ];
+    let waits = tokio::spawn({
+        let publisher = publisher.clone();
+        async move { publisher.loan(SLOT).await.unwrap() }
+    });
+    within("nobody waits", until("nobody waits", || publisher.pool().stats().waiters == 1)).await;
+    for (mut loan, byte) in last.into_iter().zip([2, 3]) {
+        loan.fill(byte);
+        within("feed", sink.feed(loan)).await.unwrap();
+    }
+    let mut loan = within("loan", waits).await.unwrap();
+    loan.fill(4);
+    within("send", publisher.send(loan)).await.unwrap();
+    let received = within("reader", reader).await.unwrap();
+    assert_eq!(received.into_iter().map(Result::unwrap).collect::<Vec<_>>(), [0, 1, 2, 3, 4]);
+}
+
+/// One handle, in both ways, with a subscriber that now keeps up and now does not.
+#[tokio::test]
+async fn messages_fed_and_sent_by_one_handle_keep_their_order() {
+    const MESSAGES: usize = 3_000;
+    let dir = Dir::new();
+    let publisher = dir.publisher("t").queue(8).bind().unwrap();
+    let mut subscriber = dir.subscriber("t").depth(4).connect().unwrap();
+    publisher.wait_for_subscribers(1).await;
+    let mut sink = publisher.clone();
+    let sender = tokio::spawn(async move {
+        let mut random = Random::new(7);
+        for number in 0..MESSAGES {
+            let bytes = number.to_le_bytes().to_vec();
+            match random.below(5) {
+                0 => ShmPublisher::send(&sink, bytes).await.unwrap(),
+                1 if ShmPublisher::try_send(&sink, bytes.clone()).is_ok() => {}
+                2 => SinkExt::send(&mut sink, bytes).await.unwrap(),
+                _ => sink.feed(bytes).await.unwrap(),
+            }
+        }
+        flush(&mut sink).await.unwrap();
+    });
+    let mut random = Random::new(8);
+    for number in 0..MESSAGES {
+        if random.below(20) == 0 {
+            for _ in 0..random.below(50) {
+                yield_now().await;
+            }
+        }
+        let sample = within("recv", subscriber.recv()).await.unwrap();
+        assert_eq!(*sample, number.to_le_bytes());
+    }
+    within("sender", sender).await.unwrap();
+}
+
+#[tokio::test]
 async fn feed_given_up_takes_no_wake_up_from_a_sender() {
     let dir = Dir::new();
     let publisher = dir.publisher("t").queue(1).bind().unwrap();

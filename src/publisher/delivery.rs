@@ -7,6 +7,8 @@ use std::sync::Arc;
 
 use super::pace::Pace;
 use super::patience::{LOOKS, LOOKS_IN_VAIN, PAUSES, Patience};
+use super::shared::Queued;
+use crate::line::Front;
 use crate::link::{InFlight, LinkError, LinkSeed, LinkTx, Message, Offer};
 use crate::pool::core::{PoolCore, Slot};
 use crate::proto::bell;
@@ -14,6 +16,8 @@ use crate::proto::joinlog::JoinLog;
 
 pub(crate) struct Delivery {
     publisher: u128,
+    /// Of the tx queue.
+    pub(super) front: Front<Queued>,
     links: Vec<LinkTx>,
     in_flight: InFlight,
     next_seq: u64,
@@ -47,9 +51,15 @@ pub(crate) struct Delivery {
 }
 
 impl Delivery {
-    pub(crate) fn new(publisher: u128, history_len: usize, pool: Arc<PoolCore>) -> Self {
+    pub(crate) fn new(
+        publisher: u128,
+        history_len: usize,
+        pool: Arc<PoolCore>,
+        front: Front<Queued>,
+    ) -> Self {
         Self {
             publisher,
+            front,
             links: Vec::new(),
             in_flight: InFlight::new(pool),
             next_seq: 0,

@@ -26,7 +26,7 @@ use self::staged::Staged;
 pub use self::stats::PublisherStats;
 use crate::blocking::assert_may_block;
 use crate::buffer::{Home, Payload, ShmLoan};
-use crate::places::NoPlace;
+use crate::line::NoPlace;
 use crate::pool::ShmSegmentPool;
 
 /// Publishes messages to a topic.
@@ -35,8 +35,9 @@ use crate::pool::ShmSegmentPool;
 /// accepted message once and in order, or is told how many it did not get. Dropping the last clone delivers what was
 /// accepted and then closes the topic's socket.
 ///
-/// It is a [`Sink`](futures::Sink) too, for every [`Payload`]: `feed` accepts a message without signalling, `flush`
-/// signals once for all of them.
+/// It is a [`Sink`](futures::Sink) too, for every [`Payload`]: `feed` accepts a message, `flush` delivers all that were fed, and wakes
+/// the subscribers once. Without a flush they are delivered when half the [`queue`](ShmPublisherBuilder::queue) (64 messages
+/// at most) or 64 KiB have come together, or when something waits for them.
 ///
 /// # Examples
 ///
@@ -410,9 +411,8 @@ impl ShmPublisher {
         if self.shared.deliver_now(|| staged.take()) {
             return Some(Ok(()));
         }
-        match self.shared.places().take() {
+        match self.shared.line().join(|| Queued::Slot(staged.take())) {
             Ok(()) => {
-                self.shared.push(Queued::Slot(staged.take()));
                 kill_point!("send: queued");
                 self.shared.pump();
                 Some(Ok(()))

@@ -12,7 +12,6 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock, Weak};
 use std::time::Duration;
 
-use crossbeam_queue::ArrayQueue;
 use parking_lot::Mutex;
 
 use super::delivery::Delivery;
@@ -22,8 +21,8 @@ use crate::OnFull;
 use crate::access::Access;
 use crate::event::Notifier;
 use crate::gate::Gate;
+use crate::line::{Line, is_reached};
 use crate::link::LinkSeed;
-use crate::places::Places;
 use crate::pool::core::{Collect, Slot};
 use crate::pool::{PooledSegment, ShmSegmentPool};
 use crate::sys::clock::monotonic_ns;
@@ -72,14 +71,13 @@ pub(crate) struct Shared {
     pub(crate) acceptor: Acceptor,
     /// Handles that exist; the last one to go closes the publisher.
     pub(crate) handles: AtomicUsize,
-    places: Places,
+    line: Arc<Line<Queued>>,
     /// Senders that wait for a place.
     pub(crate) room: Gate,
     /// Sinks that wait for a place. A gate of their own, where all are always woken: one whose owner polls it no more
     /// stays registered, and would swallow a wake-up meant for another; and one may not take a place while a message
     /// waits in the heap, where a sender may.
     pub(crate) sinks: Gate,
-    queue: ArrayQueue<Queued>,
     delivery: Turnstile<Delivery>,
     /// Tells the tx task that there is something to do.
     notifier: Notifier,
@@ -87,8 +85,9 @@ pub(crate) struct Shared {
     controls: AtomicUsize,
     /// Links whose tasks the tx task has yet to start.
     pub(crate) new_links: Mutex<Vec<NewLink>>,
-    /// Messages that went through the queue or became the head: so many were accepted, so many are on their links.
-    accepted: AtomicU64,
+    /// Messages that became the head without having been in line.
+    heads: AtomicU64,
+    /// So many of these, and of those that were in line, are on their links.
     delivered: AtomicU64,
     /// Who waits for a flush or the end.
     pub(crate) flushed: Gate,
@@ -122,10 +121,15 @@ impl Shared {
         acceptor: Acceptor,
         notifier: Notifier,
     ) -> Arc<Self> {
+        let (line, front) = Line::new(config.queue);
         let shared = Arc::new(Self {
-            delivery: Turnstile::new(Delivery::new(config.id, config.history, Arc::clone(pool.core()))),
-            places: Places::new(config.queue),
-            queue: ArrayQueue::new(config.queue as usize),
+            delivery: Turnstile::new(Delivery::new(
+                config.id,
+                config.history,
+                Arc::clone(pool.core()),
+                front,
+            )),
+            line,
             pool,
             acceptor,
             notifier,
@@ -135,7 +139,7 @@ impl Shared {
             control: Mutex::default(),
             controls: AtomicUsize::new(0),
             new_links: Mutex::default(),
-            accepted: AtomicU64::new(0),
+            heads: AtomicU64::new(0),
             delivered: AtomicU64::new(0),
             flushed: Gate::new(),
             subscribers: AtomicUsize::new(0),
@@ -163,13 +167,13 @@ impl Shared {
     }
 
     #[inline]
-    pub(crate) fn places(&self) -> &Places {
-        &self.places
+    pub(crate) fn line(&self) -> &Line<Queued> {
+        &self.line
     }
 
     #[inline]
     pub(crate) fn is_closed(&self) -> bool {
-        self.places.is_closed()
+        self.line.is_closed()
     }
 
     #[inline]
@@ -206,23 +210,6 @@ impl Shared {
         accepted
     }
 
-    /// As [`deliver_now`](Self::deliver_now), but with nothing left to be done wakes no subscriber that sleeps: the next run
-    /// does, by whomever.
-    #[inline]
-    pub(crate) fn feed_now(&self, message: impl FnOnce() -> Arc<Slot>) -> bool {
-        let Some(mut delivery) = self.enter() else { return false };
-        let accepted = self.deliver_inside(&mut delivery, message);
-        if delivery.is_behind() {
-            self.leave(delivery);
-            return accepted;
-        }
-        self.note(&mut delivery);
-        if delivery.leave() {
-            self.pump();
-        }
-        accepted
-    }
-
     #[inline]
     fn deliver_inside(
         &self,
@@ -230,28 +217,21 @@ impl Shared {
         message: impl FnOnce() -> Arc<Slot>,
     ) -> bool {
         self.prepare(delivery);
-        if !delivery.is_behind() && !self.queue.is_empty() {
+        if !delivery.is_behind() && !delivery.front.is_empty() {
             // Nothing keeps these from being delivered, but a sink that fed them may never come to flush them.
             self.work(delivery);
             delivery.last_run = monotonic_ns();
             delivery.timed = true;
         }
-        if delivery.is_behind() || self.places.is_closed() || !self.queue.is_empty() {
+        if delivery.is_behind() || self.line.is_closed() || !delivery.front.is_empty() {
             return false;
         }
         kill_point!("send: inside");
         if !delivery.deliver(message()) {
-            self.accepted.fetch_add(1, Ordering::AcqRel);
+            self.heads.fetch_add(1, Ordering::AcqRel);
             self.work(delivery);
         }
         true
-    }
-
-    /// Accepts the message into a place that the caller took. It is delivered by the next `pump`.
-    pub(crate) fn push(&self, queued: Queued) {
-        self.accepted.fetch_add(1, Ordering::AcqRel);
-        let full = self.queue.push(queued);
-        debug_assert!(full.is_ok(), "there are as many places as the queue is long");
     }
 
     /// Delivers what there is to deliver, unless somebody is at it already: he is then told to go on.
@@ -263,21 +243,19 @@ impl Shared {
         }
     }
 
-    /// Gives back places of the queue, and wakes who waits for one.
-    pub(crate) fn give_back(&self, places: usize) {
-        self.places.give_back(places as u64);
-        self.wake_for_room(places);
-    }
-
     /// Wakes who waits for one of `places` places that came free.
     pub(crate) fn wake_for_room(&self, places: usize) {
         self.room.wake(places);
         self.sinks.wake_all();
     }
 
-    /// Whether somebody waits for what may be in the queue to be delivered: for a place, or for the end.
+    /// Whether somebody waits for what may be in the queue to be delivered: for a place, for memory, or for the end.
+    #[inline]
     pub(crate) fn is_waited_for(&self) -> bool {
-        self.room.has_waiters() || self.sinks.has_waiters() || self.is_closed()
+        self.room.has_waiters()
+            || self.sinks.has_waiters()
+            || self.pool.core().budget.gate.has_waiters()
+            || self.is_closed()
     }
 
     /// Tells the delivery something and has it done.
@@ -307,7 +285,7 @@ impl Shared {
     /// Accepts nothing any more; what was accepted goes on being delivered. Where that is done already the publisher
     /// ends here and now: its runtime may be about to go.
     pub(crate) fn close(&self) {
-        self.places.close();
+        self.line.close();
         self.wake_everybody();
         self.try_finish();
         self.notify();
@@ -337,7 +315,7 @@ impl Shared {
 
     /// The tx task is gone without an orderly end: everything that waits is released with an error.
     pub(crate) fn die(&self) {
-        self.places.close();
+        self.line.close();
         if self.ended.compare_exchange(RUNNING, DIED, Ordering::AcqRel, Ordering::Acquire).is_ok() {
             // If somebody is inside he sees it when he leaves.
             self.pump();
@@ -346,13 +324,12 @@ impl Shared {
     }
 
     pub(crate) fn flush_target(&self) -> u64 {
-        self.accepted.load(Ordering::Acquire)
+        self.line.joined().wrapping_add(self.heads.load(Ordering::Acquire))
     }
 
     /// Whether everything accepted up to `target` is on its links: `Some(false)` if it never will be.
     pub(crate) fn flushed(&self, target: u64) -> Option<bool> {
-        // Signed, because delivery may be ahead of the count by those being accepted right now.
-        if self.delivered.load(Ordering::Acquire).wrapping_sub(target) as i64 >= 0 {
+        if is_reached(self.delivered.load(Ordering::Acquire), target) {
             return Some(true);
         }
         self.has_ended().then_some(false)
@@ -364,7 +341,7 @@ impl Shared {
             dropped: self.dropped.load(Ordering::Relaxed),
             copied_bytes: self.copied_bytes.load(Ordering::Relaxed),
             subscribers: self.subscribers.load(Ordering::Relaxed),
-            queued: self.queue.len(),
+            queued: self.line.len(),
         }
     }
 
@@ -424,6 +401,8 @@ impl Collect for Shared {
             if let Some(mut delivery) = self.enter() {
                 // Who looks for memory and never finds any sends nothing either: subscribers must not keep what is gone.
                 delivery.retire();
+                // What a sink has fed may have all the memory there is.
+                self.work(&mut delivery);
                 delivery.reclaim();
                 self.leave(delivery);
                 return;

@@ -1,13 +1,12 @@
 //! The `Sink` of a publisher: `poll_ready` reserves a place, `start_send` is the acceptance, `poll_flush` wakes the subscribers.
 //!
-//! With nobody else delivering, `start_send` puts the message on its links at once and needs no place. Otherwise the message goes
-//! into the queue, and `poll_flush` delivers it.
+//! `start_send` puts the message into the queue. From there messages go on their links together, a batch at a time or with the flush:
+//! a message by itself has the publisher wait for cache lines that its subscriber is just reading.
 
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{Ordering, fence};
 use std::task::{Context, Poll, ready};
 
 use futures::Sink;
@@ -17,19 +16,34 @@ use super::shared::{Queued, Shared};
 use super::staged::Staged;
 use super::{SendErrorKind, ShmPublisher, SinkError};
 use crate::buffer::Payload;
-use crate::places::NoPlace;
+use crate::line::NoPlace;
 
-/// After so many messages subscribers are woken, flush or not.
-const SILENT: usize = 64;
+/// With so many messages (or half the queue) or so many bytes they are delivered, flush or not.
+const BATCH: usize = 64;
+const BATCH_BYTES: usize = 64 << 10;
 
 type Waiting<T> = Option<Pin<Box<dyn Future<Output = T> + Send>>>;
+
+/// The place in line that a sink has reserved.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    #[default]
+    None,
+    /// With the message before, to save a step. Given up by a flush.
+    Kept,
+    /// By a `poll_ready`, for the next `start_send`.
+    Ready,
+}
 
 /// What one handle's sink is in the middle of. The futures are made only where there is something to wait for.
 #[derive(Default)]
 pub(super) struct SinkState {
-    reserved: bool,
-    /// So many messages were accepted without a signal since the last one, or since the last flush began.
-    unsignalled: usize,
+    place: Place,
+    /// The state of the line when this sink last changed it.
+    word: u64,
+    /// So many messages, and bytes, were accepted since the last delivery that this sink saw to.
+    batch: usize,
+    batch_bytes: usize,
     // Only ever used through `&mut`; the lock makes the handle `Sync`.
     making_ready: Mutex<Waiting<Result<(), NoPlace>>>,
     flushing: Mutex<Waiting<bool>>,
@@ -38,34 +52,41 @@ pub(super) struct SinkState {
 impl SinkState {
     /// Gives up the reserved place, if there is one, and has delivered what nobody is going to flush any more.
     pub(super) fn release(&mut self, shared: &Shared) {
-        if std::mem::take(&mut self.reserved) {
+        if std::mem::take(&mut self.place) != Place::None {
             give_up(shared);
-            // A closing publisher waits for its places.
-            shared.notify();
         }
-        if std::mem::take(&mut self.unsignalled) > 0 {
-            shared.pump();
+        if self.batch > 0 {
+            self.deliver(shared);
         }
     }
 
+    fn deliver(&mut self, shared: &Shared) {
+        self.batch = 0;
+        self.batch_bytes = 0;
+        shared.pump();
+    }
+
     fn poll_reserve(&mut self, shared: &Arc<Shared>, cx: &mut Context<'_>) -> Poll<Result<(), NoPlace>> {
-        if self.reserved {
+        if self.place != Place::None {
+            self.place = Place::Ready;
             return Poll::Ready(Ok(()));
         }
         let waiting = self.making_ready.get_mut();
         let made = match waiting {
             Some(waiting) => ready!(waiting.as_mut().poll(cx)),
-            None => match try_reserve(shared) {
+            None => match make_ready(shared, &mut self.word) {
                 Some(made) => made,
                 None => {
                     let shared = Arc::clone(shared);
-                    let wait = async move { shared.sinks.wait_until(|| make_ready(&shared)).await };
+                    let wait = async move { shared.sinks.wait_until(|| make_ready(&shared, &mut 0)).await };
                     ready!(waiting.insert(Box::pin(wait)).as_mut().poll(cx))
                 }
             },
         };
         *waiting = None;
-        self.reserved = made.is_ok();
+        if made.is_ok() {
+            self.place = Place::Ready;
+        }
         Poll::Ready(made)
     }
 
@@ -74,7 +95,12 @@ impl SinkState {
         let flushed = match waiting {
             Some(waiting) => ready!(waiting.as_mut().poll(cx)),
             None => {
-                self.unsignalled = 0;
+                if self.place == Place::Kept {
+                    self.place = Place::None;
+                    give_up(shared);
+                }
+                self.batch = 0;
+                self.batch_bytes = 0;
                 shared.pump();
                 let target = shared.flush_target();
                 match shared.flushed(target) {
@@ -94,29 +120,32 @@ impl SinkState {
 
 /// Lets others have a reserved place.
 fn give_up(shared: &Shared) {
-    shared.places().cancel_reserved();
+    shared.line().cancel_reserved();
     shared.wake_for_room(1);
 }
 
 /// What a waiting sink tries: it may be that only what sinks accepted without a signal fills the queue.
-fn make_ready(shared: &Shared) -> Option<Result<(), NoPlace>> {
-    try_reserve(shared).or_else(|| {
+fn make_ready(shared: &Shared, word: &mut u64) -> Option<Result<(), NoPlace>> {
+    try_reserve(shared, word).or_else(|| {
         shared.pump();
-        try_reserve(shared)
+        try_reserve(shared, word)
     })
 }
 
 /// `None`: not now. While a message waits in the heap for memory nobody gets a place, so that such are few.
-fn try_reserve(shared: &Shared) -> Option<Result<(), NoPlace>> {
+fn try_reserve(shared: &Shared, word: &mut u64) -> Option<Result<(), NoPlace>> {
     if shared.starved_for().is_some() && !shared.is_closed() {
         return None;
     }
-    match shared.places().reserve() {
+    match shared.line().reserve(word) {
         Err(NoPlace::Full) => None,
         reserved => Some(reserved),
     }
 }
 
+/// What is fed is delivered by the flush, or when half the queue (64 messages at most) or 64 KiB have come together; and at once while
+/// anybody waits for a place, for memory or for the end.
+///
 /// `start_send` is the acceptance: what `feed` or `start_send` returned `Ok` for will be delivered, and what they did
 /// not return `Ok` for was not sent. `SinkExt::send` is `feed` and then `flush`: cancelled while it flushes, its message
 /// may have been accepted. (The inherent [`send`](ShmPublisher::send) has no such doubt.)
@@ -134,7 +163,10 @@ impl<B: Payload> Sink<B> for ShmPublisher {
 
     fn start_send(self: Pin<&mut Self>, buf: B) -> Result<(), Self::Error> {
         let this = self.get_mut();
-        assert!(std::mem::take(&mut this.sink.reserved), "start_send without a poll_ready that was ready");
+        assert!(
+            std::mem::take(&mut this.sink.place) == Place::Ready,
+            "start_send without a poll_ready that was ready"
+        );
         let mut staged = Staged::new(buf);
         let ready = match this.stage_now(&mut staged) {
             Ok(()) => true,
@@ -146,31 +178,24 @@ impl<B: Payload> Sink<B> for ShmPublisher {
         };
         // A flush that was given up would not wait for this message.
         *this.sink.flushing.get_mut() = None;
-        if ready && this.shared.feed_now(|| staged.take()) {
-            give_up(&this.shared);
-            this.sink.unsignalled += 1;
-            if this.sink.unsignalled >= SILENT {
-                // A sink that is fed for ever and never flushed lets its subscribers sleep for no longer than that.
-                this.sink.unsignalled = 0;
-                this.shared.pump();
+        let len = staged.bytes().len();
+        let heap = (!ready).then(|| Box::new(staged.bytes().into()));
+        let queued = || heap.map_or_else(|| Queued::Slot(staged.take()), Queued::Heap);
+        // While a message waits in the heap nobody is to have a place for another.
+        match this.shared.line().join_reserved(&mut this.sink.word, ready, queued) {
+            Ok(true) => this.sink.place = Place::Kept,
+            Ok(false) => {}
+            Err(_) => {
+                return Err(SinkError::new(SendErrorKind::Closed, Some(staged.into_buf().into_returned())));
             }
-            return Ok(());
         }
-        let places = this.shared.places();
-        if places.use_reserved().is_err() {
-            places.cancel_reserved();
-            this.shared.notify();
-            return Err(SinkError::new(SendErrorKind::Closed, Some(staged.into_buf().into_returned())));
-        }
-        let queued =
-            if ready { Queued::Slot(staged.take()) } else { Queued::Heap(Box::new(staged.bytes().into())) };
-        this.shared.push(queued);
-        this.sink.unsignalled += 1;
-        // Nobody is to wait, for a place or for the end, until this sink happens to be flushed. The fence stands between
-        // the push and these looks: whoever has come by now is seen, and whoever comes later sees the message.
-        fence(Ordering::SeqCst);
-        if this.shared.is_waited_for() {
-            this.shared.pump();
+        this.sink.batch += 1;
+        this.sink.batch_bytes += len;
+        // Nobody is to wait, for a place, for memory or for the end, until this sink happens to be flushed: whoever has come by now is seen
+        // (joining ends with a fence), and whoever comes later sees the message.
+        let most = (this.shared.config.queue as usize / 2).clamp(1, BATCH);
+        if this.sink.batch >= most || this.sink.batch_bytes >= BATCH_BYTES || this.shared.is_waited_for() {
+            this.sink.deliver(&this.shared);
         }
         Ok(())
     }
@@ -191,6 +216,6 @@ impl<B: Payload> Sink<B> for ShmPublisher {
 
 impl fmt::Debug for SinkState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SinkState").field("reserved", &self.reserved).finish_non_exhaustive()
+        f.debug_struct("SinkState").field("place", &self.place).finish_non_exhaustive()
     }
 }

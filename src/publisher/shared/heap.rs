@@ -18,7 +18,7 @@ impl Shared {
     #[inline]
     pub(super) fn next_queued(&self, delivery: &mut Delivery, popped: &mut usize) -> Option<Arc<Slot>> {
         if delivery.waiting.is_empty() {
-            let queued = self.queue.pop()?;
+            let queued = delivery.front.pop()?;
             *popped += 1;
             match queued {
                 Queued::Slot(slot) => return Some(slot),
@@ -62,7 +62,7 @@ impl Shared {
         }
         // No more of them than the queue is long: each has given its place to another.
         while !delivery.has_tickets_out() && delivery.waiting.len() <= self.config.queue as usize {
-            let queued = self.queue.pop()?;
+            let queued = delivery.front.pop()?;
             *popped += 1;
             match queued {
                 Queued::Heap(bytes) => delivery.waiting.push_back(*bytes),

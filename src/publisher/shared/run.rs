@@ -110,7 +110,7 @@ impl Shared {
         }
         if delivery.finished {
             // Only after a death: a clean end waits until it is empty. The pool may be shared, and go on.
-            while let Some(queued) = self.queue.pop() {
+            while let Some(queued) = delivery.front.pop() {
                 if let Queued::Slot(slot) = queued {
                     slot.give_back();
                 }
@@ -158,7 +158,8 @@ impl Shared {
         if popped > 0 {
             // Taken after the pops: later than any of these messages was accepted.
             delivery.log(monotonic_ns());
-            self.give_back(popped);
+            delivery.front.give_back(popped);
+            self.wake_for_room(popped);
         }
         if done > 0 {
             // Before, so that whoever has flushed finds all of it in the statistics.
@@ -208,7 +209,7 @@ impl Shared {
     #[inline]
     pub(super) fn note(&self, delivery: &mut Delivery) {
         self.published.store(delivery.next_seq(), Ordering::Relaxed);
-        if delivery.timed || delivery.links_changed || self.places.is_closed() {
+        if delivery.timed || delivery.links_changed || self.line.is_closed() {
             self.note_rest(delivery);
         }
     }
@@ -219,7 +220,7 @@ impl Shared {
         if std::mem::take(&mut delivery.timed) {
             delivery.log(delivery.last_run);
         }
-        if self.places.is_closed() && !delivery.finished && self.is_done(delivery) {
+        if self.line.is_closed() && !delivery.finished && self.is_done(delivery) {
             // The tx task has been waiting for this to end the publisher.
             self.notify();
         }
@@ -231,6 +232,6 @@ impl Shared {
 
     /// Whether a closed publisher has delivered everything that it ever accepted.
     pub(super) fn is_done(&self, delivery: &Delivery) -> bool {
-        self.places.is_closed() && self.places.all_back() && self.queue.is_empty() && !delivery.is_behind()
+        self.line.is_closed() && self.line.all_back() && !delivery.is_behind()
     }
 }
