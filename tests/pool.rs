@@ -162,8 +162,12 @@ fn trim_frees_what_is_wholly_idle_and_nothing_else() {
     let pool = pool(ShmPoolConfig::new());
     let large = pool.try_take(MIB).unwrap();
     let mut small: Vec<_> = (0..10_000).map(|_| pool.try_take(64).unwrap()).collect();
-    // 256, then as many more as there are, up to 4,096 in one.
-    assert_eq!(pool.stats().segments, 8, "256, 256, 512, 1,024, 2,048, 4,096 and 4,096 slots share one each");
+    // 128, then as many more as there are, up to 4,096 in one.
+    assert_eq!(
+        pool.stats().segments,
+        9,
+        "128, 128, 256, 512, 1,024, 2,048, 4,096 and 4,096 slots share one each, and a large one"
+    );
     let mut kept = small.swap_remove(0);
     kept.fill(9);
     drop((small, large));
@@ -171,13 +175,13 @@ fn trim_frees_what_is_wholly_idle_and_nothing_else() {
     assert_eq!((pool.stats().segments, pool.stats().in_use()), (1, 1));
     assert_eq!(*kept, [9; 64]);
     // What was left idle in it can still be taken.
-    let held: Vec<_> = (0..255).map(|_| pool.try_take(64).unwrap()).collect();
+    let held: Vec<_> = (0..127).map(|_| pool.try_take(64).unwrap()).collect();
     assert_eq!(pool.stats().segments, 1);
     drop((kept, held));
     pool.trim();
     let stats = pool.stats();
     assert_eq!((stats.segments, stats.bytes, stats.idle()), (0, 0, 0));
-    assert_eq!((stats.misses, stats.hits), (8, 9_993 + 255), "counts outlive segments");
+    assert_eq!((stats.misses, stats.hits), (9, 9_992 + 127), "counts outlive segments");
 }
 
 #[test]
@@ -467,7 +471,7 @@ fn role_locks_memory() {
 }
 
 #[test]
-fn a_thousand_small_messages_queued_cost_three_mappings() {
+fn a_thousand_small_messages_queued_cost_four_mappings() {
     for backing in ["memfd", "posix"] {
         let dir = Dir::new();
         let mut publisher = Peer::start("role_queues_small_messages", &dir);
@@ -476,9 +480,9 @@ fn a_thousand_small_messages_queued_cost_three_mappings() {
         let mut subscriber = Peer::start("role_counts_mappings", &dir);
         assert_eq!(subscriber.hear(), "connected");
         publisher.tell("go");
-        assert_eq!(publisher.hear(), "1024 in 3 mappings of 65536 bytes");
+        assert_eq!(publisher.hear(), "1024 in 4 mappings of 393216 bytes");
         subscriber.tell("1024");
-        assert_eq!(subscriber.hear(), "1024 received, at most 3 mapped");
+        assert_eq!(subscriber.hear(), "1024 received, at most 4 mapped");
         subscriber.finish();
         publisher.tell("stop");
         publisher.finish();

@@ -326,7 +326,9 @@ impl PoolCore {
 
     fn try_create(self: &Arc<Self>, class: ClassIndex, room: Reservation) -> Result<Arc<Slot>, TakeError> {
         let state = self.class(class);
-        let slots = class::slots_in(class, room.len());
+        // Where others are made since the length was chosen it may be another, and some of the segment is left over: no matter.
+        let pitch = class::pitch(class, self.shared_segment_len(), state.existing.load(Ordering::Relaxed));
+        let slots = class::slots_in(class, pitch, room.len());
         let segment = Arc::new(Segment::create(room, slots, &self.config.create_options())?);
         kill_point!("segment: made");
         if !self.config.pooling {
@@ -334,7 +336,7 @@ impl PoolCore {
         }
         state.misses.fetch_add(1, Ordering::Relaxed);
         let made: Vec<_> =
-            out_of_order(slots).into_iter().map(|index| self.slot(&segment, state, index)).collect();
+            out_of_order(slots).into_iter().map(|index| self.slot(&segment, state, index * pitch)).collect();
         let existing = state.know(&made);
         if let Some(idle) = state.idle.as_ref().filter(|_| slots > 1) {
             idle.expect_at_most(existing);
@@ -346,9 +348,8 @@ impl PoolCore {
         Ok(first)
     }
 
-    fn slot(self: &Arc<Self>, segment: &Arc<Segment>, shelf: &Arc<Class>, index: usize) -> Arc<Slot> {
+    fn slot(self: &Arc<Self>, segment: &Arc<Segment>, shelf: &Arc<Class>, offset: usize) -> Arc<Slot> {
         let (segment, shelf, pool) = (Arc::clone(segment), Arc::clone(shelf), Arc::clone(self));
-        let offset = index * class::size_of(shelf.class);
         let (len, takes) = (AtomicUsize::new(0), AtomicU64::new(0));
         Arc::new(Slot { segment, shelf, offset, len, takes, pool })
     }

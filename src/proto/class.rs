@@ -21,9 +21,17 @@ pub(crate) const SMALL_MAX: usize = 16 << 10;
 /// Most bytes of a segment shared by small slots.
 pub(crate) const SHARED_SEGMENT: usize = 256 << 10;
 
+/// How far apart small slots begin at least, as long as there are fewer than [`SPREAD`] and the cap leaves room for that. A processor that
+/// reads one has lines beside it fetched as well, and so would take away those that the publisher is just about to write. An odd number of
+/// lines, so that slots are found in all parts of a cache.
+const PITCH_MIN: usize = 11 * GRAIN;
+
+/// With so many slots there is a backlog, and what lies beside a message is another that was sent.
+const SPREAD: usize = 512;
+
 /// Slots of the first segment of a small class. Idle slots are used in turn, so that with more of them than are needed all would
 /// go through the caches; where more are needed, each further segment has as many as there are already.
-pub(crate) const FIRST_SLOTS: usize = 256;
+pub(crate) const FIRST_SLOTS: usize = 128;
 
 /// What a segment's length is a multiple of. Where the host's pages are larger, the memory object is rounded up by it.
 const PAGE: usize = 4096;
@@ -61,10 +69,16 @@ pub(crate) const fn size_of(class: ClassIndex) -> usize {
     grains * GRAIN
 }
 
+/// From the beginning of one slot to that of the next, in a segment made when there are `existing` slots.
+pub(crate) const fn pitch(class: ClassIndex, max_segment_bytes: usize, existing: usize) -> usize {
+    let (size, spread) = (size_of(class), existing < SPREAD && max_segment_bytes >= SHARED_SEGMENT);
+    if spread && size < PITCH_MIN { PITCH_MIN } else { size }
+}
+
 /// How many slots the next segment of `class` has when there are `existing` ones: one of a large class, else [`FIRST_SLOTS`] or
 /// as many as there are, but no more than fit into [`SHARED_SEGMENT`] and `max_segment_bytes`, and one at least.
 pub(crate) const fn slots_per_segment(class: ClassIndex, max_segment_bytes: usize, existing: usize) -> usize {
-    let size = size_of(class);
+    let size = pitch(class, max_segment_bytes, existing);
     let room = if max_segment_bytes < SHARED_SEGMENT { max_segment_bytes } else { SHARED_SEGMENT };
     if size > SMALL_MAX || room < size {
         return 1;
@@ -75,12 +89,13 @@ pub(crate) const fn slots_per_segment(class: ClassIndex, max_segment_bytes: usiz
 
 /// Bytes of that segment: its slots, rounded up to whole pages.
 pub(crate) const fn segment_len(class: ClassIndex, max_segment_bytes: usize, existing: usize) -> usize {
-    (slots_per_segment(class, max_segment_bytes, existing) * size_of(class)).next_multiple_of(PAGE)
+    let slots = slots_per_segment(class, max_segment_bytes, existing);
+    (slots * pitch(class, max_segment_bytes, existing)).next_multiple_of(PAGE)
 }
 
-/// How many slots of `class` a segment of `len` bytes has, made as long as [`segment_len`] says.
-pub(crate) const fn slots_in(class: ClassIndex, len: u64) -> usize {
-    let slots = len as usize / size_of(class);
+/// How many slots of `class` a segment of `len` bytes has, made as long as [`segment_len`] says, that lie `pitch` apart.
+pub(crate) const fn slots_in(class: ClassIndex, pitch: usize, len: u64) -> usize {
+    let slots = len as usize / pitch;
     if size_of(class) > SMALL_MAX || slots == 0 { 1 } else { slots }
 }
 
@@ -159,7 +174,9 @@ mod tests {
             let slots = slots_per_segment(class, most, existing);
             let bytes = segment_len(class, most, existing);
             prop_assert!(slots <= existing.max(FIRST_SLOTS));
-            prop_assert!(slots >= 1 && slots * size_of(class) <= bytes);
+            let pitch = pitch(class, most, existing);
+            prop_assert!(slots >= 1 && slots * pitch <= bytes && pitch >= size_of(class));
+            prop_assert!(slots_in(class, pitch, bytes as u64) >= slots);
             prop_assert_eq!(bytes % PAGE, 0);
             prop_assert!(slots == 1 || bytes <= most.min(SHARED_SEGMENT).next_multiple_of(PAGE));
             prop_assert!(slots == 1 || size_of(class) <= SMALL_MAX);
