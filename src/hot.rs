@@ -91,6 +91,8 @@ pub(crate) struct HotPlaces<T> {
 thread_local! {
     /// Which place is the thread's own, of however many there are: how often another got in its way.
     static OWN: Cell<usize> = const { Cell::new(0) };
+    /// The last take found nothing in the thread's own place, as all do in a stream whose slots come back many at a time.
+    static IN_VAIN: Cell<bool> = const { Cell::new(false) };
 }
 
 impl<T> HotPlaces<T> {
@@ -121,9 +123,16 @@ impl<T> HotPlaces<T> {
     }
 
     /// Takes what is in this thread's own place.
+    // A look before the swap costs more than it saves where there is something, and saves the swap where there is nothing.
     #[inline]
     pub(crate) fn take(&self) -> Option<Arc<T>> {
-        self.own().take()
+        let own = self.own();
+        if IN_VAIN.get() && own.looks_empty() {
+            return None;
+        }
+        let taken = own.take();
+        IN_VAIN.set(taken.is_none());
+        taken
     }
 
     /// Takes something from whosever place.

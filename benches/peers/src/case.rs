@@ -48,6 +48,8 @@ pub(crate) struct Case {
     pub(crate) depth: usize,
     /// Messages are handed over in batches, where the peer can.
     pub(crate) batched: bool,
+    /// The receiver is not waited for: it drops what it cannot keep up with.
+    pub(crate) outrun: bool,
     /// How long to measure, in milliseconds; works that count repetitions derive their number from it.
     pub(crate) effort_ms: u64,
     /// How long a sender is kept blocked, in milliseconds.
@@ -70,6 +72,7 @@ impl Case {
             far_core: 1,
             depth: 64,
             batched: false,
+            outrun: false,
             effort_ms: 300,
             rest_ms: 1,
             bells: Vec::new(),

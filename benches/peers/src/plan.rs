@@ -205,8 +205,12 @@ fn micro() -> Table {
     let figures = rows.map(|(row, figure)| (row, "time", figure));
     let case = Case { fars: 0, effort_ms: 3_000, ..Case::new(Work::Micro, "tokio-shm", Mode::Default, 64) };
     table.add_figures(case, &figures);
-    for (row, fars) in [("loan and send, no subscriber", 0), ("loan and send, one awake subscriber", 1)] {
-        let case = Case { fars, ..Case::new(Work::PublisherSide, "tokio-shm", Mode::Awake, 64) };
+    for (row, fars, outrun) in [
+        ("loan and send, no subscriber", 0, false),
+        ("loan and send, one awake subscriber", 1, false),
+        ("loan and send, one awake subscriber that is outrun", 1, true),
+    ] {
+        let case = Case { fars, outrun, ..Case::new(Work::PublisherSide, "tokio-shm", Mode::Awake, 64) };
         table.add_figures(case, &[(row, "time", "ns")]);
     }
     table
