@@ -283,6 +283,26 @@ async fn large_message_fed_is_not_kept_for_the_flush() {
     assert_eq!(receive(&mut subscriber, 1).await, [7]);
 }
 
+/// Neither by a feed nor by a flush is there ever anything to wait for.
+#[tokio::test]
+async fn sink_fed_without_end_lets_other_tasks_run() {
+    let dir = Dir::new();
+    let mut sink = dir.publisher("t").bind().unwrap();
+    for flushes in [false, true] {
+        let other = tokio::spawn(async {});
+        for _ in 0..100_000 {
+            sink.feed(vec![0]).await.unwrap();
+            if flushes {
+                flush(&mut sink).await.unwrap();
+            }
+            if other.is_finished() {
+                break;
+            }
+        }
+        assert!(other.is_finished());
+    }
+}
+
 /// Whoever waits for memory comes first or last: what has all of it was fed and is not flushed.
 #[tokio::test]
 async fn memory_in_messages_fed_and_not_flushed_is_no_obstacle_to_who_waits_for_it() {

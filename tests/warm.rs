@@ -18,8 +18,9 @@ use std::pin::pin;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use futures::SinkExt;
 use support::{Dir, Peer, Role, within};
-use tokio_shm::{BusyPoll, OnFull, ShmPublisher, ShmSample, ShmSubscriber};
+use tokio_shm::{BusyPoll, OnFull, ShmLoan, ShmPublisher, ShmSample, ShmSubscriber};
 
 /// Messages sent before one side waits for the other. More than one, so that two processes on one core need not be
 /// switched for every message; no more than the default depth, so that nobody is ever full.
@@ -126,10 +127,19 @@ fn warm_message_makes_no_system_call_at_the_other_side() {
 
 #[test]
 fn warm_publisher_that_never_waits_makes_no_system_call() {
+    talks_for_nothing("role_talker");
+}
+
+#[test]
+fn warm_sink_that_never_waits_makes_no_system_call() {
+    talks_for_nothing("role_feeder");
+}
+
+fn talks_for_nothing(role: &str) {
     if let Some(strace) = Strace::new() {
         let dir = Dir::new();
         let subscriber = Peer::start("role_listener", &dir);
-        let mut publisher = Peer::start_under(&strace.command(), "role_talker", &dir);
+        let mut publisher = Peer::start_under(&strace.command(), role, &dir);
         let figures = Figures::hear(&mut publisher);
         publisher.finish();
         subscriber.finish();
@@ -163,6 +173,21 @@ fn role_talker() {
         within("subscriber", publisher.wait_for_subscribers(1)).await;
         send(&publisher, WARM_UP).await;
         let figures = measure(&role, async { send(&publisher, MESSAGES).await }).await;
+        figures.say(&role);
+        within("close", publisher.close()).await.unwrap();
+    });
+}
+
+/// The same as a sink.
+#[test]
+fn role_feeder() {
+    let Some(role) = Role::of("role_feeder") else { return };
+    run(async move {
+        let mut publisher = role.publisher("t").on_full(OnFull::DropOldest).bind().unwrap();
+        prewarm(&publisher);
+        within("subscriber", publisher.wait_for_subscribers(1)).await;
+        feed(&mut publisher, WARM_UP).await;
+        let figures = measure(&role, async { feed(&mut publisher, MESSAGES).await }).await;
         figures.say(&role);
         within("close", publisher.close()).await.unwrap();
     });
@@ -226,6 +251,17 @@ async fn send(publisher: &ShmPublisher, messages: usize) {
         let mut loan = publisher.loan(LEN).await.unwrap();
         loan.fill(7);
         publisher.send(loan).await.unwrap();
+    }
+}
+
+async fn feed(publisher: &mut ShmPublisher, messages: usize) {
+    for _ in 0..messages / BATCH {
+        for _ in 0..BATCH {
+            let mut loan = publisher.loan(LEN).await.unwrap();
+            loan.fill(7);
+            publisher.feed(loan).await.unwrap();
+        }
+        SinkExt::<ShmLoan>::flush(publisher).await.unwrap();
     }
 }
 

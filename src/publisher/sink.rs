@@ -5,7 +5,7 @@
 
 use std::fmt;
 use std::future::Future;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 
 use super::shared::{Queued, Shared};
 use super::staged::Staged;
-use super::{SendErrorKind, ShmPublisher, SinkError};
+use super::{SENDS, SendErrorKind, ShmPublisher, SinkError};
 use crate::buffer::Payload;
 use crate::line::NoPlace;
 
@@ -44,6 +44,8 @@ pub(super) struct SinkState {
     /// So many messages, and bytes, were accepted since the last delivery that this sink saw to.
     batch: usize,
     batch_bytes: usize,
+    /// Messages since this sink last let other tasks run, if they wanted to.
+    fed: u32,
     // Only ever used through `&mut`; the lock makes the handle `Sync`.
     making_ready: Mutex<Waiting<Result<(), NoPlace>>>,
     flushing: Mutex<Waiting<bool>>,
@@ -67,6 +69,11 @@ impl SinkState {
     }
 
     fn poll_reserve(&mut self, shared: &Arc<Shared>, cx: &mut Context<'_>) -> Poll<Result<(), NoPlace>> {
+        if self.fed >= SENDS {
+            // As for `send`: a sink that never has to wait must let other tasks run now and then, the tx task among them.
+            ready!(pin!(tokio::task::coop::consume_budget()).poll(cx));
+            self.fed = 0;
+        }
         if self.place != Place::None {
             self.place = Place::Ready;
             return Poll::Ready(Ok(()));
@@ -189,6 +196,7 @@ impl<B: Payload> Sink<B> for ShmPublisher {
                 return Err(SinkError::new(SendErrorKind::Closed, Some(staged.into_buf().into_returned())));
             }
         }
+        this.sink.fed += 1;
         this.sink.batch += 1;
         this.sink.batch_bytes += len;
         // Nobody is to wait, for a place, for memory or for the end, until this sink happens to be flushed: whoever has come by now is seen
