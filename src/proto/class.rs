@@ -24,7 +24,7 @@ pub(crate) const SHARED_SEGMENT: usize = 256 << 10;
 /// How far apart small slots begin at least, as long as there are fewer than [`SPREAD`] and the cap leaves room for that. A processor that
 /// reads one has lines beside it fetched as well, and so would take away those that the publisher is just about to write. An odd number of
 /// lines, so that slots are found in all parts of a cache.
-const PITCH_MIN: usize = 11 * GRAIN;
+pub(crate) const PITCH_MIN: usize = 11 * GRAIN;
 
 /// With so many slots there is a backlog, and what lies beside a message is another that was sent.
 const SPREAD: usize = 512;

@@ -23,7 +23,7 @@ use super::{BackendError, PROTOCOL_ID, chunk};
 use crate::budget::Budget;
 use crate::pool::core::{Collect, Slot};
 use crate::pool::{PooledSegment, ShmPoolConfig, ShmSegmentPool, TakeError};
-use crate::proto::class::{GRAIN, SMALL_MAX};
+use crate::proto::class::{GRAIN, PITCH_MIN, SMALL_MAX};
 use crate::segment::Segment;
 use crate::sys::memory::{Backing, MemoryError};
 use crate::sys::named::{self, Given, Scheme};
@@ -211,8 +211,9 @@ pub(super) fn bytes_for(layout: &MemoryLayout) -> Option<usize> {
         return Some(size);
     }
     // A slot of a segment of its own begins with a page; of those that share one, slots of a power of two are aligned to their
-    // size.
-    let aligned = || if size > SMALL_MAX { size } else { size.max(alignment).next_power_of_two() };
+    // size, where they are not so small that they lie apart.
+    let shared = || size.max(alignment).max(PITCH_MIN).next_power_of_two();
+    let aligned = || if size > SMALL_MAX { size } else { shared() };
     (alignment <= LARGEST_ALIGNMENT).then(aligned)
 }
 
