@@ -71,6 +71,28 @@ async fn message_fed_at_the_cap_waits_and_arrives_in_order() {
     within("pool", until("the pool is full", || publisher.pool().stats().in_use() == 0)).await;
 }
 
+/// A sink that has fed lately has its next place already, and waits all the same.
+#[tokio::test]
+async fn message_fed_at_the_cap_goes_before_what_sinks_with_a_place_would_feed() {
+    let dir = Dir::new();
+    let publisher = dir.publisher("t").pool(slots(2)).bind().unwrap();
+    let mut subscriber = dir.subscriber("t").connect().unwrap();
+    let (mut sink, mut other) = (publisher.clone(), publisher.clone());
+    within("feed", other.feed(filled(&publisher, 0))).await.unwrap();
+    publisher.try_send(filled(&publisher, 1)).unwrap();
+    within("feed", sink.feed(vec![2; SLOT])).await.unwrap();
+    {
+        let mut flushing = task::spawn(flush(&mut sink));
+        assert_pending!(flushing.poll(), "it waits for memory");
+        let mut readying = task::spawn(ready(&mut other));
+        assert_pending!(readying.poll(), "and so does this one");
+        assert_eq!(receive(&mut subscriber, 3).await, [0, 1, 2]);
+        within("woken", until("woken", || flushing.is_woken() && readying.is_woken())).await;
+        assert_ready_ok!(flushing.poll());
+        assert_ready_ok!(readying.poll());
+    }
+}
+
 /// All memory is in messages that come after the one that has none.
 #[tokio::test]
 async fn message_fed_at_the_cap_gets_memory_from_those_behind_it() {

@@ -74,8 +74,14 @@ impl SinkState {
             ready!(pin!(tokio::task::coop::consume_budget()).poll(cx));
             self.fed = 0;
         }
-        if self.place != Place::None {
-            self.place = Place::Ready;
+        if self.place == Place::Kept {
+            if shared.starved_for().is_some() {
+                self.give_up_kept(shared);
+            } else {
+                self.place = Place::Ready;
+            }
+        }
+        if self.place == Place::Ready {
             return Poll::Ready(Ok(()));
         }
         let waiting = self.making_ready.get_mut();
@@ -98,30 +104,31 @@ impl SinkState {
     }
 
     fn poll_flush(&mut self, shared: &Arc<Shared>, cx: &mut Context<'_>) -> Poll<bool> {
-        let waiting = self.flushing.get_mut();
-        let flushed = match waiting {
-            Some(waiting) => ready!(waiting.as_mut().poll(cx)),
+        let mut flushing = match self.flushing.get_mut().take() {
+            Some(flushing) => flushing,
             None => {
-                if self.place == Place::Kept {
-                    self.place = Place::None;
-                    give_up(shared);
-                }
-                self.batch = 0;
-                self.batch_bytes = 0;
-                shared.pump();
+                self.give_up_kept(shared);
+                self.deliver(shared);
                 let target = shared.flush_target();
-                match shared.flushed(target) {
-                    Some(flushed) => flushed,
-                    None => {
-                        let shared = Arc::clone(shared);
-                        let wait = async move { shared.flushed.wait_until(|| shared.flushed(target)).await };
-                        ready!(waiting.insert(Box::pin(wait)).as_mut().poll(cx))
-                    }
+                if let Some(flushed) = shared.flushed(target) {
+                    return Poll::Ready(flushed);
                 }
+                let shared = Arc::clone(shared);
+                Box::pin(async move { shared.flushed.wait_until(|| shared.flushed(target)).await })
             }
         };
-        *waiting = None;
-        Poll::Ready(flushed)
+        let flushed = flushing.as_mut().poll(cx);
+        if flushed.is_pending() {
+            *self.flushing.get_mut() = Some(flushing);
+        }
+        flushed
+    }
+
+    fn give_up_kept(&mut self, shared: &Shared) {
+        if self.place == Place::Kept {
+            self.place = Place::None;
+            give_up(shared);
+        }
     }
 }
 
