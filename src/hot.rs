@@ -147,7 +147,7 @@ impl<T> HotPlaces<T> {
         let thing = Arc::into_raw(thing).cast_mut();
         // SAFETY: from `into_raw` above, and put nowhere before the last access to it and to where it leads.
         let own = places(unsafe { &*thing }).own();
-        // Often not so: many are put back in a row. (Before taking, such a look costs more than it saves.)
+        // Often not so: many are put back in a row.
         if own.looks_empty() {
             if own.try_put_raw(thing) {
                 return Ok(());

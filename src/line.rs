@@ -192,11 +192,16 @@ impl<T> Line<T> {
         self.capacity.checked_sub(joined + (word & !CLOSED) / RESERVED)
     }
 
+    #[inline]
+    fn place(&self, position: u64) -> &Place<T> {
+        &self.places[position as usize & (self.places.len() - 1)]
+    }
+
     /// Puts the thing of who has just joined where the owner of the front looks for it.
     #[inline]
     fn put(&self, joined: u64, thing: T) {
         let position = joined.wrapping_sub(1) & POSITION;
-        let place = &self.places[position as usize & (self.places.len() - 1)];
+        let place = self.place(position);
         place.thing.with_mut(|there| {
             // SAFETY: `joined` is the result of a compare-exchange that counted the position up, so it is this thread's alone. The one
             // who had the place before it was gone by then (`free`: no more than `capacity` are in line, and there are as many places),
@@ -235,7 +240,7 @@ impl<T> Front<T> {
     #[inline]
     pub(crate) fn pop(&mut self) -> Option<T> {
         let position = self.next & POSITION;
-        let place = &self.line.places[position as usize & (self.line.places.len() - 1)];
+        let place = self.line.place(position);
         // SYNC POINT: thing put (Acquire).
         if place.stamp.load(Ordering::Acquire) != position + 1 {
             return None;

@@ -77,7 +77,7 @@ impl Shared {
         // A guess first: not set, neither waiters nor a close. To load what is there, as `fetch_or` does on x86-64, takes as long again
         // as half of the locked instruction.
         let mut before = 0;
-        // SYNC POINT: event set (Release, read by `try_take`). Acquire, so that whoever learns that the waiters are gone
+        // SYNC POINT: event set (Release, read by `try_take` and `take_guessing`). Acquire, so that whoever learns that the waiters are gone
         // sees what they did.
         while let Err(now) =
             self.state.compare_exchange(before, before | SET, Ordering::AcqRel, Ordering::Relaxed)
