@@ -5,7 +5,13 @@
 
 use std::sync::Arc;
 
+use crate::pool::PooledSegment;
 use crate::pool::core::{PoolCore, Slot};
+use crate::prefetch;
+
+/// Larger messages are not fetched before they are written: the writes to their lines wait all at once by themselves, with no
+/// locked instruction between them.
+const FETCHED_MAX: usize = 256;
 
 /// Names a message under way; whoever keeps one has a share of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,14 +77,19 @@ impl InFlight {
         self.take_if_last(flight).map(|slot| self.pool.give_back(slot)).is_some()
     }
 
-    /// As [`release`](Self::release), of a share that a subscriber had. Of the `lines` that may be fetched some are used up.
+    /// As [`release`](Self::release), of a share that a subscriber had; with the last one the slot is left in `returned`.
     #[inline]
-    pub(crate) fn reclaim(&mut self, flight: Flight, lines: &mut usize) -> bool {
-        let Some(slot) = self.take_if_last(flight) else { return false };
-        // It lies in the subscriber's cache, and nobody waits for it yet.
-        *lines -= slot.prefetch(*lines);
-        self.pool.give_back(slot);
-        true
+    pub(crate) fn reclaim(&mut self, flight: Flight, returned: &mut Vec<PooledSegment>) {
+        returned.extend(self.take_if_last(flight).map(PooledSegment::from_slot));
+    }
+
+    /// Gives back to the pool what has `returned`, small ones fetched to be written next; how many there were.
+    #[inline]
+    pub(crate) fn give_back(&self, returned: &mut Vec<PooledSegment>) -> usize {
+        let count = returned.len();
+        fetch(returned);
+        returned.drain(..).for_each(|segment| self.pool.give_back(segment.into_slot()));
+        count
     }
 
     #[inline]
@@ -105,6 +116,17 @@ impl InFlight {
         self.entries.push(entry);
         self.free.reserve(self.entries.len());
         Flight(index)
+    }
+}
+
+/// Fetches small ones to be written. To be done for all of them before the first is given back: see `prefetch`.
+#[inline]
+fn fetch(returned: &mut [PooledSegment]) {
+    for segment in returned {
+        // What is abandoned somebody who has parted may go on reading.
+        if segment.len() <= FETCHED_MAX && !segment.is_abandoned() {
+            prefetch::for_writing(segment);
+        }
     }
 }
 
@@ -144,5 +166,29 @@ mod tests {
         assert_eq!(pool.stats().segments, 1);
         assert!(in_flight.release(flight));
         assert_eq!(pool.stats().segments, 0);
+    }
+
+    #[test]
+    fn slot_that_somebody_may_go_on_reading_is_not_written_to_when_it_comes_back() {
+        let pool = ShmSegmentPool::new(crate::ShmPoolConfig::new());
+        for abandoned in [false, true] {
+            let mut in_flight = InFlight::new(Arc::clone(pool.core()));
+            let mut segment = pool.try_take(64).unwrap();
+            segment.fill(1);
+            let flight = in_flight.begin(segment.into_slot());
+            in_flight.share(flight);
+            if abandoned {
+                in_flight.abandon(flight);
+            } else {
+                in_flight.release(flight);
+            }
+            let mut returned = Vec::new();
+            in_flight.reclaim(flight, &mut returned);
+            fetch(&mut returned);
+            assert_eq!(returned[0][0], u8::from(abandoned));
+            assert_eq!(in_flight.give_back(&mut returned), 1);
+            assert!(returned.is_empty());
+        }
+        assert_eq!(pool.stats().in_use(), 0);
     }
 }

@@ -8,6 +8,7 @@ use std::sync::{Arc, Weak};
 use super::recent::Recent;
 use super::{Flight, InFlight, Kind, LinkPage, SEGMENTS_MAX};
 use crate::OnFull;
+use crate::pool::PooledSegment;
 use crate::proto::Misbehaved;
 use crate::proto::bell::{Wake, arm, must_ring_after_fence};
 use crate::proto::layout::Geometry;
@@ -20,8 +21,6 @@ use crate::sys::bell::Bell;
 use crate::sys::memory::{Backing, MemoryError};
 use crate::sys::socket::Connection;
 
-/// Cache lines fetched at most for what comes back at once: half of what the innermost cache has.
-const LINES_MAX: usize = 256;
 /// Tickets at most that a sender looks for before it goes on: each time that it has none a cache line goes to and fro.
 const MUCH_ROOM: u32 = 32;
 
@@ -91,6 +90,8 @@ pub(crate) struct LinkTx {
     producer: Producer,
     collector: Collector,
     tickets: Tickets<Flight>,
+    /// On their way to the pool. Never more than a word of the bitmap has.
+    returned: Vec<PooledSegment>,
     /// Rung when there is something for the subscriber.
     bell: Bell,
     on_full: OnFull,
@@ -137,6 +138,7 @@ impl LinkTx {
             producer: Producer::new(),
             collector: Collector::new(),
             tickets: Tickets::new(depth),
+            returned: Vec::with_capacity(u64::BITS as usize),
             bell,
             on_full,
             announced: HashMap::new(),
@@ -284,16 +286,20 @@ impl LinkTx {
         if self.tickets.outstanding() == 0 {
             return Ok(());
         }
-        let Self { page, tickets, collector, .. } = self;
-        let mut lines = LINES_MAX;
-        let give_back = |ticket| match tickets.reclaim(ticket) {
-            Some(flight) => {
-                *freed += usize::from(in_flight.reclaim(flight, &mut lines));
+        let Self { page, tickets, collector, producer, returned, .. } = self;
+        let free = tickets.free();
+        let collected = collector.collect(page.view(), usize::MAX, |mut released| {
+            let all = released.try_for_each(|ticket| {
+                let flight = tickets.reclaim(ticket).ok_or(Misbehaved::TicketNotHeld { ticket })?;
+                kill_point!("reclaim: one ticket");
+                in_flight.reclaim(flight, returned);
                 Ok(())
-            }
-            None => Err(Misbehaved::TicketNotHeld { ticket }),
-        };
-        collector.collect(page.view(), usize::MAX, give_back)?;
+            });
+            *freed += in_flight.give_back(returned);
+            all
+        });
+        producer.fetch(page.view(), free..tickets.free());
+        collected?;
         Ok(())
     }
 

@@ -14,7 +14,6 @@ use super::{PoolStats, ShmPoolConfig, SizeStats, TakeError};
 use crate::budget::{Budget, Reservation};
 use crate::hot::HotPlaces;
 use crate::idle::Idle;
-use crate::prefetch;
 use crate::proto::class::{self, ClassIndex};
 use crate::segment::Segment;
 use crate::sync::fence_after_rmw;
@@ -103,13 +102,6 @@ impl Slot {
     #[inline]
     pub(crate) fn offset(&self) -> usize {
         self.offset
-    }
-
-    /// Has what was last in use of it fetched, to be written, but no more than `most` cache lines: how many that are.
-    #[inline]
-    pub(crate) fn prefetch(&self, most: usize) -> usize {
-        let start = self.segment.mapping().as_ptr().as_ptr().wrapping_add(self.offset);
-        prefetch::for_writing(start, self.len(), most)
     }
 
     /// How many bytes are in use.

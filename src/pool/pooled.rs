@@ -55,6 +55,12 @@ impl PooledSegment {
         Arc::ptr_eq(self.slot().pool(), pool)
     }
 
+    /// Whether somebody may go on reading this segment: then it is not to be written.
+    #[inline]
+    pub(crate) fn is_abandoned(&self) -> bool {
+        self.slot().segment().is_abandoned()
+    }
+
     #[inline]
     pub(crate) fn into_slot(self) -> Arc<Slot> {
         let mut this = ManuallyDrop::new(self);

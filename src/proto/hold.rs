@@ -53,7 +53,7 @@ mod loom_tests {
     use super::*;
     use crate::proto::bell::Wake;
     use crate::proto::layout::HeapPage;
-    use crate::proto::release::{Collector, release};
+    use crate::proto::release::{Collector, Released, release};
     use loom::cell::UnsafeCell;
     use loom::sync::Arc;
     use loom::thread;
@@ -102,17 +102,19 @@ mod loom_tests {
             let mut collector = Collector::new();
             let mut times = 0;
             for _ in 0..2 {
-                let reuse = |_| {
-                    shared.payload.with_mut(|_written| ());
-                    times += 1;
+                let reuse = |released: Released| {
+                    released.for_each(|_| {
+                        shared.payload.with_mut(|_written| ());
+                        times += 1;
+                    });
                     Ok(())
                 };
                 collector.collect(shared.heap.page(), usize::MAX, reuse).unwrap();
             }
             clone.join().unwrap();
             other.join().unwrap();
-            let reuse = |_| {
-                times += 1;
+            let reuse = |released: Released| {
+                times += released.count();
                 Ok(())
             };
             collector.collect(shared.heap.page(), usize::MAX, reuse).unwrap();

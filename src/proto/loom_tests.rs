@@ -13,7 +13,7 @@
 use super::bell::{self, Wake, arm, must_ring};
 use super::hold::Hold;
 use super::layout::{HeapPage, Page};
-use super::release::{Collector, release};
+use super::release::{Collector, Released, release};
 use super::ring::{CLAIM_MAX, Consumer, Descriptor, Popped, Producer};
 use super::ticket::Tickets;
 use crate::sync::{Condvar, Mutex};
@@ -94,11 +94,13 @@ impl<'a> Publisher<'a> {
 
     fn reclaim(&mut self) {
         let tickets = &mut self.tickets;
-        let give_back = |ticket| {
-            tickets.reclaim(ticket).expect("an honest subscriber");
+        let free = tickets.free();
+        let give_back = |released: Released| {
+            released.for_each(|ticket| tickets.reclaim(ticket).expect("an honest subscriber"));
             Ok(())
         };
         self.collector.collect(self.link.page(), usize::MAX, give_back).unwrap();
+        self.producer.fetch(self.link.page(), free..self.tickets.free());
     }
 
     /// Takes back the oldest message if the subscriber has not got it.

@@ -37,11 +37,15 @@ impl Publisher {
 
     pub(crate) fn collect(&mut self, heap: &HeapPage) -> Result<Vec<u64>, Misbehaved> {
         let mut values = Vec::new();
-        self.collector.collect(heap.page(), usize::MAX, |ticket| {
-            values.push(self.tickets.reclaim(ticket).ok_or(Misbehaved::TicketNotHeld { ticket })?);
-            Ok(())
-        })?;
-        Ok(values)
+        let free = self.tickets.free();
+        let collected = self.collector.collect(heap.page(), usize::MAX, |mut released| {
+            released.try_for_each(|ticket| {
+                values.push(self.tickets.reclaim(ticket).ok_or(Misbehaved::TicketNotHeld { ticket })?);
+                Ok(())
+            })
+        });
+        self.producer.fetch(heap.page(), free..self.tickets.free());
+        collected.map(|_| values)
     }
 
     pub(crate) fn take_back(&mut self, heap: &HeapPage) -> Result<Option<u64>, Misbehaved> {

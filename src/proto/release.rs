@@ -45,16 +45,17 @@ impl Collector {
         Self { next_word: 0 }
     }
 
-    /// Passes released tickets to `each` until there are `wanted` of them or no more, and returns how many.
+    /// Passes released tickets to `some`, those of one word at a time, until there are `wanted` of them or no more, and returns how
+    /// many.
     ///
     /// It looks at each word of the bitmap once at most, and always finishes a word: so there may be up to 63 more than
-    /// wanted. After an error, from the bitmap or from `each`, some tickets may have been taken from the bitmap
+    /// wanted. After an error, from the bitmap or from `some`, some tickets may have been taken from the bitmap
     /// without being passed on: the link is to be torn down, which returns all of them.
     pub(crate) fn collect(
         &mut self,
         page: Page<'_>,
         wanted: usize,
-        mut each: impl FnMut(u32) -> Result<(), Misbehaved>,
+        mut some: impl FnMut(Released) -> Result<(), Misbehaved>,
     ) -> Result<usize, Misbehaved> {
         let depth = page.geometry().depth();
         let mut collected = 0;
@@ -70,20 +71,44 @@ impl Collector {
                 continue;
             }
             // SYNC POINT: message released
-            let mut bits = word.swap(0, Ordering::Acquire);
+            let released =
+                Released { bits: word.swap(0, Ordering::Acquire), first: index as u32 * u64::BITS };
             kill_point!("reclaim: word swapped");
-            while bits != 0 {
-                let ticket = index as u32 * u64::BITS + bits.trailing_zeros();
-                bits &= bits - 1;
-                if ticket >= depth {
-                    return Err(Misbehaved::TicketOutOfRange { ticket, depth });
-                }
-                each(ticket)?;
-                kill_point!("reclaim: one ticket");
-                collected += 1;
+            if let Some(ticket) = released.last().filter(|&ticket| ticket >= depth) {
+                return Err(Misbehaved::TicketOutOfRange { ticket, depth });
             }
+            collected += released.bits.count_ones() as usize;
+            some(released)?;
         }
         Ok(collected)
+    }
+}
+
+/// The tickets that one word of the bitmap had, lowest first.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Released {
+    bits: u64,
+    /// The ticket of the lowest bit.
+    first: u32,
+}
+
+impl Released {
+    fn last(self) -> Option<u32> {
+        Some(self.first + self.bits.checked_ilog2()?)
+    }
+}
+
+impl Iterator for Released {
+    type Item = u32;
+
+    #[inline]
+    fn next(&mut self) -> Option<u32> {
+        if self.bits == 0 {
+            return None;
+        }
+        let ticket = self.first + self.bits.trailing_zeros();
+        self.bits &= self.bits - 1;
+        Some(ticket)
     }
 }
 
@@ -127,10 +152,8 @@ mod tests {
                         let before = oracle.len();
                         let mut absent = None;
                         let collected = collector
-                            .collect(page, wanted, |ticket| {
-                                if !oracle.remove(&ticket) {
-                                    absent = Some(ticket);
-                                }
+                            .collect(page, wanted, |mut released| {
+                                absent = absent.or(released.find(|ticket| !oracle.remove(ticket)));
                                 Ok(())
                             })
                             .unwrap();
@@ -200,9 +223,11 @@ mod loom_tests {
             let mut times = [0; 2];
             let mut collect = || {
                 collector
-                    .collect(shared.heap.page(), usize::MAX, |ticket| {
-                        times[ticket as usize] += 1;
-                        shared.payload[ticket as usize].with_mut(|_written| ());
+                    .collect(shared.heap.page(), usize::MAX, |released| {
+                        for ticket in released {
+                            times[ticket as usize] += 1;
+                            shared.payload[ticket as usize].with_mut(|_written| ());
+                        }
                         Ok(())
                     })
                     .unwrap()

@@ -28,6 +28,8 @@
 //! - *messages offered*: the producer queues, then stores `offered` (Release); a consumer that loads `offered` (Acquire)
 //!   and then finds the ring empty knows that what it misses below `offered` was dropped.
 
+use std::ops::Range;
+
 use super::Misbehaved;
 use super::layout::{Entry, Page};
 use crate::sync::atomic::Ordering;
@@ -141,6 +143,19 @@ impl Producer {
         descriptor.publish(entry_at(page, self.tail), self.tail);
         self.tail += 1;
         kill_point!("push: published");
+    }
+
+    /// Has the entries for the `ahead`-th and further messages from the next one on fetched, to be written. There must be so many free
+    /// tickets.
+    ///
+    /// Then this may write there: of the positions from an entry's last one on there are more than tickets out, so that some later
+    /// ticket, or its own, has come back: see *entry claimed*. An entry whose stamp is of another lap means nothing, whatever its `seq`.
+    #[inline]
+    pub(crate) fn fetch(&self, page: Page<'_>, ahead: Range<u32>) {
+        for position in ahead {
+            let [seq, ..] = &entry_at(page, self.tail + u64::from(position)).0;
+            seq.store(0, Ordering::Relaxed);
+        }
     }
 
     /// Takes back the oldest message that the subscriber has not received, and returns its ring position.
