@@ -561,3 +561,26 @@ async fn segments_that_the_pool_dropped_are_unmapped_by_subscribers() {
         drop(publisher);
     }
 }
+
+#[tokio::test]
+async fn large_messages_read_one_by_one_have_two_segments_where_two_may_be_kept() {
+    for (config, len, segments) in [
+        (ShmPoolConfig::new(), MIB, 2),
+        (ShmPoolConfig::new(), 256 * KIB, 1),
+        (ShmPoolConfig::new(), 8 * MIB, 1),
+        (ShmPoolConfig::new().max_idle_per_size(1), MIB, 1),
+        (capped(MIB), MIB, 1),
+    ] {
+        let dir = Dir::new();
+        let publisher = dir.publisher("t").pool(config).bind().unwrap();
+        let mut subscriber = dir.subscriber("t").connect().unwrap();
+        within("a subscriber", publisher.wait_for_subscribers(1)).await;
+        for _ in 0..20 {
+            let loan = within("loan", publisher.loan(len)).await.unwrap();
+            within("send", publisher.send(loan)).await.unwrap();
+            drop(within("recv", subscriber.recv()).await.unwrap());
+        }
+        let stats = publisher.pool().stats();
+        assert_eq!((stats.segments, stats.misses), (segments, segments as u64), "{len} bytes");
+    }
+}

@@ -5,6 +5,7 @@
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
+use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 
@@ -20,6 +21,9 @@ use crate::sync::fence_after_rmw;
 
 /// Idle slots of a small class that can be popped without a lock.
 const SMALL_QUEUE: usize = 1_024;
+
+/// Messages so large that the caches of one core have no room for two of them, and for a good part of one.
+const ALTERNATING: RangeInclusive<usize> = 512 << 10..=4 << 20;
 
 /// One piece of a segment. Whoever holds the only `Arc` of it may write it.
 // Aligned, so that two threads with a slot each do not share a cache line (nor its neighbour, which processors fetch too).
@@ -275,12 +279,17 @@ impl PoolCore {
             return Found::Slot(slot);
         }
         self.collect();
-        if let Some(slot) = self.take_idle(class) {
+        let existing = self.class(class).existing.load(Ordering::Relaxed);
+        let alternate = existing == 1 && self.alternates(class);
+        if !alternate && let Some(slot) = self.take_idle(class) {
             return Found::Slot(slot);
         }
-        let len = self.segment_len(class, self.class(class).existing.load(Ordering::Relaxed));
+        let len = self.segment_len(class, existing);
         if let Some(reservation) = Budget::reserve(&self.budget, len) {
             return Found::Room(reservation);
+        }
+        if alternate && let Some(slot) = self.take_idle(class) {
+            return Found::Slot(slot);
         }
         let _sweeping = self.sweep.lock();
         for other in ClassIndex::all().rev().filter(|&other| other != class) {
@@ -291,6 +300,15 @@ impl PoolCore {
         }
         // Somebody may have put one back while we looked at the other sizes, or had it in hand for a sweep.
         self.take_idle(class).map_or(Found::Nothing, Found::Slot)
+    }
+
+    /// Whether the second segment is made although the first has come back.
+    ///
+    /// What a subscriber has just read lies in his core's cache, from which each line has to be taken back before it is written; by the
+    /// time that one more message has been read it has gone from there.
+    fn alternates(&self, class: ClassIndex) -> bool {
+        let keeps_two = self.config.pooling && self.config.max_idle_per_size > 1;
+        keeps_two && ALTERNATING.contains(&class::size_of(class))
     }
 
     /// Makes a segment in reserved room; its first slot is the caller's, the others become idle.
@@ -306,6 +324,10 @@ impl PoolCore {
             Ok(slot) => return Ok(slot),
             Err(refused) => refused,
         };
+        // There may be one where it was not the first wanted.
+        if let Some(slot) = self.take_idle(class) {
+            return Ok(slot);
+        }
         let before = self.budget.used();
         self.trim();
         if self.budget.used() < before
