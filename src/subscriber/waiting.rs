@@ -20,7 +20,7 @@ use crate::sys::epoll_set::EpollSet;
 use crate::sys::socket::Connection;
 
 /// Looks at memory between two returns to the runtime.
-const LOOKS: usize = 64;
+const LOOKS: usize = 128;
 /// Looks between two hints to the processor that this is a loop which waits: such a hint takes as long as ten looks, during
 /// which a message lies there, but without any, the core's other thread would be slowed down, who may be the publisher.
 const LOOKS_TO_A_PAUSE: usize = 4;
