@@ -44,6 +44,9 @@ impl ShmPoolConfig {
     /// (64 by default), which come back in bursts. With fewer kept, each burst would free some and make them anew, at a
     /// millisecond for a MiB. What is kept counts towards [`max_bytes`](Self::max_bytes), and is given up for other sizes.
     ///
+    /// Of sizes from 512 KiB to 4 MiB, messages that are read one by one go round two segments, if two are kept and the cap has room:
+    /// one that was just read is slow to write, because it lies in its reader's cache.
+    ///
     /// Sizes up to 16 KiB share segments: those stay until another size needs their bytes or
     /// [`trim`](crate::ShmSegmentPool::trim) is called, and the most that was in use at once bounds them. Of a size below 704
     /// bytes the first 512 take 704 bytes each where the cap is 2 MiB or more: they are read faster that far apart.
