@@ -112,12 +112,14 @@ struct Shared {
     watches: Mutex<Watches>,
 }
 
-/// The same mask for all: a directory that is watched twice has one watch in the kernel, with the mask given last.
+/// The same mask for all: a directory that is watched twice has one watch in the kernel. `MASK_ADD` leaves that one's mask as it is: without
+/// it the kernel empties the mask before it fills it again, and what happens in between is told to nobody.
 const EVENTS: WatchFlags = WatchFlags::MOVED_TO
     .union(WatchFlags::DELETE)
     .union(WatchFlags::DELETE_SELF)
     .union(WatchFlags::MOVE_SELF)
-    .union(WatchFlags::ONLYDIR);
+    .union(WatchFlags::ONLYDIR)
+    .union(WatchFlags::MASK_ADD);
 
 /// Of what is read, what says that the directory itself is no longer there or no longer watched.
 const GONE: ReadFlags =

@@ -195,6 +195,39 @@ fn watches_of_many_threads_never_miss_a_wake_up() {
 
 /// Descriptors and limits belong to the process.
 #[test]
+fn event_is_not_lost_while_another_begins_to_watch_the_same_directory() {
+    crate::sys::testing::run_alone("sys::inotify::tests::child_watches_again_and_again");
+}
+
+/// Alone, because whoever looks while it reads others' events may find nothing for an instant.
+#[test]
+#[ignore = "the child half of event_is_not_lost_while_another_begins_to_watch_the_same_directory"]
+fn child_watches_again_and_again() {
+    if !crate::sys::testing::is_alone() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (watch, other, fd) = (watch_on(&[dir.path()]), DirectoryWatch::new().unwrap(), open_dir(dir.path()));
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                other.watch(&[fd.as_fd()]).unwrap();
+            }
+        });
+        let inner = dir.path().join("t");
+        let missed = (0..10_000).find(|_| {
+            std::fs::create_dir(&inner).unwrap();
+            std::fs::remove_dir(&inner).unwrap();
+            // It is in the queue, or has been read by the other: no need to wait.
+            !watch.take().unwrap().changed
+        });
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        assert_eq!(missed, None, "the news of so many removals came");
+    });
+}
+
+#[test]
 fn limit_inotify_instance_is_one_and_is_kept() {
     crate::sys::testing::run_alone("sys::inotify::tests::child_one_instance");
 }
