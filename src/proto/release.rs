@@ -74,7 +74,7 @@ impl Collector {
             let released =
                 Released { bits: word.swap(0, Ordering::Acquire), first: index as u32 * u64::BITS };
             kill_point!("reclaim: word swapped");
-            if let Some(ticket) = released.last().filter(|&ticket| ticket >= depth) {
+            if let Some(ticket) = released.highest().filter(|&ticket| ticket >= depth) {
                 return Err(Misbehaved::TicketOutOfRange { ticket, depth });
             }
             collected += released.bits.count_ones() as usize;
@@ -85,7 +85,7 @@ impl Collector {
 }
 
 /// The tickets that one word of the bitmap had, lowest first.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 pub(crate) struct Released {
     bits: u64,
     /// The ticket of the lowest bit.
@@ -93,7 +93,7 @@ pub(crate) struct Released {
 }
 
 impl Released {
-    fn last(self) -> Option<u32> {
+    fn highest(&self) -> Option<u32> {
         Some(self.first + self.bits.checked_ilog2()?)
     }
 }

@@ -145,8 +145,8 @@ impl Producer {
         kill_point!("push: published");
     }
 
-    /// Has the entries for the `ahead`-th and further messages from the next one on fetched, to be written. There must be so many free
-    /// tickets.
+    /// Has the entries that are so many positions `ahead` of the next one to be used fetched, to be written, by writing to them. There must
+    /// be at least as many free tickets as the end of `ahead` says.
     ///
     /// Then this may write there: of the positions from an entry's last one on there are more than tickets out, so that some later
     /// ticket, or its own, has come back: see *entry claimed*. An entry whose stamp is of another lap means nothing, whatever its `seq`.

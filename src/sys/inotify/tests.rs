@@ -193,7 +193,6 @@ fn watches_of_many_threads_never_miss_a_wake_up() {
     });
 }
 
-/// Descriptors and limits belong to the process.
 #[test]
 fn event_is_not_lost_while_another_begins_to_watch_the_same_directory() {
     crate::sys::testing::run_alone("sys::inotify::tests::child_watches_again_and_again");
@@ -227,6 +226,7 @@ fn child_watches_again_and_again() {
     });
 }
 
+/// Descriptors and limits belong to the process.
 #[test]
 fn limit_inotify_instance_is_one_and_is_kept() {
     crate::sys::testing::run_alone("sys::inotify::tests::child_one_instance");
