@@ -30,6 +30,8 @@ pub(super) struct Core<W> {
     /// Hears the bells of all links, for threads: made at the first wait of one.
     pub(super) bells: Option<Arc<EpollSet>>,
     /// Whose turn it is.
+    /// The runtime that it is registered with.
+    pub(super) runtime: Option<tokio::runtime::Id>,
     turn: usize,
     pub(super) busy: Busy,
     /// Counts returns to the runtime while looking.
@@ -65,6 +67,7 @@ impl<W: Default> Core<W> {
             turn: 0,
             busy,
             rounds: 0,
+            runtime: None,
             last_read: 0,
             stats: SubscriberStats::default(),
             id,

@@ -35,6 +35,8 @@ use crate::topic::TopicName;
 ///
 /// Dropping it leaves samples that are still held readable.
 ///
+/// It may be awaited in one runtime and then in another; only the one in which it is awaited has to be driven.
+///
 /// # Examples
 ///
 /// ```

@@ -10,6 +10,7 @@ use std::task::{Context, Poll};
 use std::time::Instant;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use tokio::runtime::Handle;
 
 use super::RecvError;
 use super::core::{Core, Item};
@@ -37,6 +38,15 @@ pub(super) struct Waits {
     process: Option<Watched<Arc<OwnedFd>>>,
     /// Its bell, for threads.
     heard: Option<Heard>,
+}
+
+impl Waits {
+    /// Leaves the reactor; threads go on hearing the bell.
+    fn unregister(&mut self) {
+        self.socket = None;
+        self.bell = None;
+        self.process = None;
+    }
 }
 
 /// A bell that is heard by the one on which threads wait.
@@ -133,6 +143,7 @@ impl Core<Waits> {
         watched: &mut Option<Watched<OwnedFd>>,
         cx: &mut Context<'_>,
     ) -> Result<bool, RecvError> {
+        self.move_to_this_runtime(watched);
         let mut any = false;
         for peer in &mut self.peers {
             let waits = &mut peer.waits;
@@ -168,6 +179,19 @@ impl Core<Waits> {
             any = true;
         }
         Ok(any)
+    }
+
+    /// Gives up the registrations with another runtime than the present one, which may not be driven any more, for new ones.
+    fn move_to_this_runtime(&mut self, watched: &mut Option<Watched<OwnedFd>>) {
+        // Outside any runtime it stays with the one that it is registered with.
+        let Ok(runtime) = Handle::try_current() else { return };
+        let before = self.runtime.replace(runtime.id());
+        if before.is_some_and(|before| before != runtime.id()) {
+            *watched = None;
+            for peer in &mut self.peers {
+                peer.waits.unregister();
+            }
+        }
     }
 
     /// Polls until `n` publishers have accepted us.
