@@ -28,6 +28,13 @@
 //! - [`ShmSegmentPool`]: the pool by itself.
 //! - [`event`]: a sticky event for tasks and threads.
 //!
+//! # Fork
+//!
+//! Handles, loans and samples belong to the process that made them. In a child made by `fork` each of their calls is an error
+//! that says so (`Forked`), their bytes panic, and dropping them leaves the parent's alone; what the child binds and connects
+//! itself works as anywhere. So daemonize first and connect then, and have forked workers connect by themselves. (A child of a process with
+//! threads may do little before `exec`, by POSIX: fork before starting a multi-threaded runtime.)
+//!
 //! # Features
 //!
 //! - `zenoh`, off by default: `zenoh` and `bridge`, for when one machine is not enough. The pool as a shared-memory

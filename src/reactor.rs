@@ -2,6 +2,7 @@
 #![allow(unsafe_code)]
 
 use std::io;
+use std::mem::ManuallyDrop;
 use std::ops::Deref;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::sync::Arc;
@@ -10,6 +11,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use crate::sys::bell::Bell;
+use crate::sys::fork::Origin;
 
 /// A descriptor by its owner, which keeps it open and the same for as long as it is registered.
 #[derive(Debug)]
@@ -26,7 +28,10 @@ impl<T> AsRawFd for Registered<T> {
 
 /// `T`'s descriptor, watched by the current runtime's reactor.
 #[derive(Debug)]
-pub(crate) struct Watched<T>(AsyncFd<Registered<T>>);
+pub(crate) struct Watched<T> {
+    fd: ManuallyDrop<AsyncFd<Registered<T>>>,
+    origin: Origin,
+}
 
 impl<T: AsFd> Watched<T> {
     /// Registers `owner`'s descriptor for reading, edge-triggered.
@@ -45,11 +50,12 @@ impl<T: AsFd> Watched<T> {
         // with or after the `AsyncFd` that has it: `Registered` gives no access by value or `&mut`, and the owners
         // that this crate passes (`OwnedFd` wrappers and `Arc`s of them) do not replace their descriptor.
         let watched = unsafe { AsyncFd::register_with_interest(registered, interest) };
-        watched.map(Self).map_err(|error| error.into_parts().1)
+        let watched = watched.map_err(|error| error.into_parts().1)?;
+        Ok(Self { fd: ManuallyDrop::new(watched), origin: Origin::here() })
     }
 
     pub(crate) fn get(&self) -> &T {
-        &self.0.get_ref().owner
+        &self.fd.get_ref().owner
     }
 }
 
@@ -68,6 +74,16 @@ impl<T> Deref for Watched<T> {
     type Target = AsyncFd<Registered<T>>;
 
     fn deref(&self) -> &Self::Target {
-        &self.0
+        &self.fd
+    }
+}
+
+impl<T> Drop for Watched<T> {
+    fn drop(&mut self) {
+        // A child has its parent's epoll instance: to leave it there would be to make the parent deaf.
+        if self.origin.is_here() {
+            // SAFETY: `self` is not used any more: it is being dropped.
+            unsafe { ManuallyDrop::drop(&mut self.fd) };
+        }
     }
 }

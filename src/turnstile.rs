@@ -28,6 +28,7 @@ use crate::sync::atomic::{AtomicU32, Ordering};
 // INSIDE [| KNOCKED] -> [KNOCKED]      the one inside, dropped without `leave`
 // KNOCKED         -> INSIDE | KNOCKED  whoever enters
 // INSIDE [| KNOCKED] -> POISONED       the one inside, dropped by a panic; the end
+// any             -> POISONED          `poison`, in a child of this process: the one inside may not be there any more
 const IDLE: u32 = 0;
 const INSIDE: u32 = 1 << 0;
 const KNOCKED: u32 = 1 << 1;
@@ -69,6 +70,11 @@ impl<T> Turnstile<T> {
                 Err(now) => seen = now,
             }
         }
+    }
+
+    /// Lets nobody in any more, whoever is inside.
+    pub(crate) fn poison(&self) {
+        self.state.swap(POISONED, Ordering::AcqRel);
     }
 
     /// Whether somebody panicked inside. The value may be half changed, and no knock is answered any more, not even one

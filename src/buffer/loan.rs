@@ -9,6 +9,10 @@ use crate::pool::PooledSegment;
 /// Sending it copies nothing. Dropping it unsent gives the memory back. Its content is unspecified at first: bytes of
 /// earlier messages of this publisher's pool, or zeros. All of it becomes readable by subscribers, the rest of the
 /// slot beyond `len()` included; overwrite what they must not see.
+///
+/// # Panics
+///
+/// In a child made by `fork`, reading or writing a loan of its parent's.
 #[derive(Debug)]
 #[must_use = "a loan that is not sent goes back to the pool"]
 pub struct ShmLoan {

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::link::LinkShared;
+use crate::sys::fork::Origin;
 use crate::sys::memory::Mapping;
 
 /// A publisher's segment as a subscriber sees it: read-only, and with it the link that its tickets go back on.
@@ -23,6 +24,10 @@ pub(crate) struct RemoteSegment {
 /// counts against the subscriber's `depth` for that long. It may be dropped on any thread. (One trust remains: a
 /// publisher that breaks its own rules can change the bytes while they are read.)
 ///
+/// # Panics
+///
+/// In a child made by `fork`, reading a sample that its parent received: only the parent holds it.
+///
 /// # Examples
 ///
 /// ```
@@ -37,6 +42,8 @@ pub struct ShmSample {
     offset: usize,
     len: usize,
     ticket: u32,
+    /// Who holds it: a child's copy is not known to the publisher.
+    origin: Origin,
     seq: u64,
 }
 
@@ -54,7 +61,14 @@ impl ShmSample {
         if range.start > range.end || range.end > segment.mapping.len() {
             return None;
         }
-        Some(Self { offset: range.start, len: range.end - range.start, segment, ticket, seq })
+        Some(Self {
+            offset: range.start,
+            len: range.end - range.start,
+            segment,
+            ticket,
+            origin: Origin::now(),
+            seq,
+        })
     }
 
     /// The message's number at its publisher: 0 for the first, one more for each that it accepted.
@@ -73,6 +87,9 @@ impl Deref for ShmSample {
 
     #[inline]
     fn deref(&self) -> &[u8] {
+        if !self.origin.is_here() {
+            inherited();
+        }
         // SAFETY: `new` checked that the range lies in the mapping.
         let start = unsafe { self.segment.mapping.as_ptr().add(self.offset) };
         // SAFETY: the range is mapped and initialised for as long as `segment` lives, which this sample keeps, and
@@ -80,6 +97,15 @@ impl Deref for ShmSample {
         // ticket is out on them, by the publisher's word (documented trust; see DESIGN.md).
         unsafe { std::slice::from_raw_parts(start.as_ptr(), self.len) }
     }
+}
+
+#[cold]
+#[inline(never)]
+fn inherited() -> ! {
+    panic!(
+        "this sample was received before this process was forked and is held by the parent alone: copy its bytes before the fork, \
+         or receive in the child"
+    );
 }
 
 impl AsRef<[u8]> for ShmSample {
@@ -114,6 +140,8 @@ impl fmt::Debug for ShmSample {
 
 impl From<ShmSample> for Bytes {
     /// Shares the memory; the sample is released when the last clone or slice of the `Bytes` is dropped.
+    ///
+    /// In a child made by `fork` that is the parent's last: copy what is to outlive it there.
     fn from(sample: ShmSample) -> Self {
         Bytes::from_owner(sample)
     }

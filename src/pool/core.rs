@@ -18,6 +18,7 @@ use crate::idle::Idle;
 use crate::proto::class::{self, ClassIndex};
 use crate::segment::Segment;
 use crate::sync::fence_after_rmw;
+use crate::sys::fork::Origin;
 
 /// Idle slots of a small class that can be popped without a lock.
 const SMALL_QUEUE: usize = 1_024;
@@ -37,6 +38,8 @@ pub(crate) struct Slot {
     offset: usize,
     /// How many of its bytes are in use, by the word of whoever holds it.
     len: AtomicUsize,
+    /// Whose memory it is: in a child it is another's.
+    origin: Origin,
     /// How often it was taken: written by its only holder, so a plain load and store will do.
     takes: AtomicU64,
     /// Where it goes back to. A circle while the slot is idle; [`PoolCore::close`] breaks it.
@@ -106,6 +109,12 @@ impl Slot {
     #[inline]
     pub(crate) fn offset(&self) -> usize {
         self.offset
+    }
+
+    /// Whether it is this process's, and may be read and written.
+    #[inline]
+    pub(crate) fn is_ours(&self) -> bool {
+        self.origin.is_here()
     }
 
     /// How many bytes are in use.
@@ -210,6 +219,8 @@ impl Class {
 }
 
 pub(crate) struct PoolCore {
+    /// A child has a copy of the books, of memory that its parent goes on using.
+    origin: Origin,
     pub(crate) config: ShmPoolConfig,
     pub(crate) budget: Arc<Budget>,
     /// Made when first used, and apart: there are over a hundred sizes and few are ever seen.
@@ -226,6 +237,7 @@ pub(crate) struct PoolCore {
 impl PoolCore {
     pub(crate) fn new(config: ShmPoolConfig) -> Self {
         Self {
+            origin: Origin::here(),
             budget: Arc::new(Budget::new(config.max_bytes)),
             classes: [const { OnceLock::new() }; class::COUNT],
             sweep: Mutex::new(()),
@@ -241,8 +253,17 @@ impl PoolCore {
         collectors.push(collector);
     }
 
+    /// Whether it is another process's, which this one was forked from.
+    #[inline]
+    pub(crate) fn is_inherited(&self) -> bool {
+        !self.origin.is_here()
+    }
+
     /// The class for `len` bytes, if the pool could ever hold one.
     pub(crate) fn class_for(&self, len: usize) -> Result<ClassIndex, TakeError> {
+        if self.is_inherited() {
+            return Err(TakeError::Forked);
+        }
         class::class_of(len)
             .filter(|&class| self.segment_len(class, 0) <= self.config.max_bytes)
             .ok_or(TakeError::TooLarge { len, max_bytes: self.config.max_bytes })
@@ -365,7 +386,7 @@ impl PoolCore {
     fn slot(self: &Arc<Self>, segment: &Arc<Segment>, shelf: &Arc<Class>, offset: usize) -> Arc<Slot> {
         let (segment, shelf, pool) = (Arc::clone(segment), Arc::clone(shelf), Arc::clone(self));
         let (len, takes) = (AtomicUsize::new(0), AtomicU64::new(0));
-        Arc::new(Slot { segment, shelf, offset, len, takes, pool })
+        Arc::new(Slot { segment, shelf, offset, len, origin: self.origin, takes, pool })
     }
 
     /// Takes back a slot that nobody else holds.
@@ -413,6 +434,9 @@ impl PoolCore {
 
     /// Keeps nothing from now on, and frees what is idle: whatever is in use is freed when it comes back.
     pub(crate) fn close(&self) {
+        if self.is_inherited() {
+            return;
+        }
         self.closed.swap(true, Ordering::Relaxed);
         // SYNC POINT: closed, then drained.
         fence_after_rmw();

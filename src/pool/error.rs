@@ -22,6 +22,11 @@ pub enum TakeError {
         /// The length asked for, in bytes.
         len: usize,
     },
+    /// The pool was made before this process was forked.
+    #[error(
+        "the pool was made before this process was forked and belongs to the parent: make one in this process"
+    )]
+    Forked,
     /// Longer than the whole pool may ever hold.
     #[error(
         "{len} bytes can never fit into a pool of {max_bytes} bytes; raise max_bytes or send it in pieces"

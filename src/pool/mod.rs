@@ -78,7 +78,8 @@ impl ShmSegmentPool {
     /// [`TakeError::Memory`] if the system refuses the memory.
     #[inline]
     pub fn try_take(&self, len: usize) -> Result<PooledSegment, TakeError> {
-        let slot = match self.core().take_idle_for(len) {
+        let idle = if self.core().is_inherited() { None } else { self.core().take_idle_for(len) };
+        let slot = match idle {
             Some(slot) => slot,
             None => self.find_or_create(len)?,
         };

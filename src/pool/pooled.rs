@@ -13,6 +13,10 @@ use super::core::{PoolCore, Slot};
 ///
 /// Derefs to the bytes asked for; [`capacity`](Self::capacity) tells how many there are. The content is unspecified
 /// at first: what the last user left, or zeros.
+///
+/// # Panics
+///
+/// In a child made by `fork`, reading or writing a segment of its parent's.
 // One pointer, all else is in the slot: it is moved several times on its way, which is by register then. (Two words stored one
 // by one and loaded as one stall the processor each time: five times ten nanoseconds of a message's way.)
 #[must_use = "a segment that is not used goes back to the pool at once"]
@@ -77,10 +81,21 @@ impl PooledSegment {
     #[inline]
     fn start(&self) -> NonNull<u8> {
         let slot = self.slot();
+        if !slot.is_ours() {
+            inherited();
+        }
         // SAFETY: the pool cut the mapping into pieces of `capacity` bytes, and `offset` is where one of them begins
         // (`PoolCore::slot`), so the result stays inside the mapping.
         unsafe { slot.segment().mapping().as_ptr().add(slot.offset()) }
     }
+}
+
+#[cold]
+#[inline(never)]
+fn inherited() -> ! {
+    panic!(
+        "this memory was taken before this process was forked and belongs to the parent, which may send it at any time"
+    );
 }
 
 impl Deref for PooledSegment {

@@ -170,6 +170,9 @@ impl ShmPublisherBuilder {
             Some(handle) => handle,
             None => Handle::try_current().map_err(|_| BindError::NoRuntime)?,
         };
+        if self.shared_pool.as_ref().is_some_and(|pool| pool.core().is_inherited()) {
+            return Err(BindError::Forked);
+        }
         let runtime_dir = RuntimeDir::resolve(self.runtime_dir.as_deref(), self.access.clone())
             .map_err(DiscoveryError::from)?;
         let bound = self.bind_in(&runtime_dir, topic.clone(), handle);

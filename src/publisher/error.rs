@@ -16,6 +16,11 @@ pub enum BindError {
     /// The topic cannot be opened in the runtime directory.
     #[error(transparent)]
     Discovery(#[from] DiscoveryError),
+    /// The pool that it was to share was made before this process was forked.
+    #[error(
+        "the shared pool was made before this process was forked and belongs to the parent: make one in this process"
+    )]
+    Forked,
     /// There is no runtime for the tx task.
     #[error(
         "no tokio runtime: call bind inside one, or give its Handle to ShmPublisher::builder(topic).runtime(handle)"
@@ -43,6 +48,10 @@ pub enum BindError {
     },
 }
 
+/// What a child is told of its parent's publisher.
+const FORKED: &str = "the publisher was bound before this process was forked and belongs to the parent: bind the topic again in \
+                      this process";
+
 /// Why a loan could not be had.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -50,6 +59,9 @@ pub enum LoanError {
     /// The publisher is closed, or its tx task is gone with its runtime.
     #[error("the publisher is closed: bind the topic again to go on")]
     Closed,
+    /// The publisher was bound before this process was forked.
+    #[error("{FORKED}")]
+    Forked,
     /// The pool has none. Boxed, so that a loan is handed on in registers: by way of memory it takes longer than to find it.
     #[error(transparent)]
     Pool(Box<TakeError>),
@@ -76,6 +88,9 @@ pub enum SendErrorKind {
     /// The publisher is closed, or its tx task is gone with its runtime.
     #[error("the publisher is closed: bind the topic again to go on")]
     Closed,
+    /// The publisher was bound before this process was forked.
+    #[error("{FORKED}")]
+    Forked,
     /// Subscribers are behind and the queue is full; only from `try_send`.
     #[error(
         "the queue is full: wait with send, lengthen it with builder().queue, or let slow subscribers lose messages"
@@ -101,6 +116,7 @@ impl From<LoanError> for SendErrorKind {
     fn from(error: LoanError) -> Self {
         match error {
             LoanError::Closed => Self::Closed,
+            LoanError::Forked => Self::Forked,
             LoanError::Pool(error) if matches!(*error, TakeError::TimedOut { .. }) => Self::TimedOut,
             LoanError::Pool(error) => Self::Pool(error),
         }
@@ -200,6 +216,9 @@ pub enum FlushError {
     /// The tx task went with its runtime while accepted messages were waiting.
     #[error("the publisher's runtime is gone: accepted messages may not have been delivered")]
     Closed,
+    /// The publisher was bound before this process was forked. What the parent accepted, the parent delivers.
+    #[error("{FORKED}")]
+    Forked,
 }
 
 impl From<MemoryError> for LoanError {

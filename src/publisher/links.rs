@@ -36,6 +36,9 @@ pub(crate) const SILENT_MAX: usize = 128;
 /// accepted.
 pub(crate) const ACCEPT_MAX: usize = 128;
 
+/// Frames that a subscriber may have sent last: more than an honest one has to say.
+const FRAMES_AT_THE_END: usize = 16;
+
 /// When to try again after the system had no descriptor for a connection: they come free without a word.
 const ACCEPT_RETRY_NS: u64 = 50_000_000;
 
@@ -286,13 +289,28 @@ async fn watch(shared: &Shared, new: NewLink, id: &mut Option<u64>) -> Result<()
                     Read::Eof => return Ok(()),
                 }
             }
-            () = ended(process.as_ref()) => return Ok(()),
+            () = ended(process.as_ref()) => return read_the_end(&connection),
             ready = bell.writable() => {
                 ready?.clear_ready();
                 shared.pump();
             }
         }
     }
+}
+
+/// Tells, of a subscriber whose process has ended, whether a child of that process lives and may read what it had.
+///
+/// All that a process has open is closed before its end is told: where there is no end of file the socket is open in a process that
+/// inherited it, by `fork`, and with it the memory of all that was held. What that process may read is not written again.
+fn read_the_end(connection: &Connection) -> Result<(), LinkError> {
+    for _ in 0..FRAMES_AT_THE_END {
+        match read(connection)? {
+            Read::Frame(_) => {}
+            Read::Eof => return Ok(()),
+            Read::Nothing => break,
+        }
+    }
+    Err(io::Error::other("the subscriber's process has ended, and one that it forked has its socket").into())
 }
 
 /// Waits for the end of a process that can be watched.

@@ -262,7 +262,7 @@ impl ShmPublisher {
         let target = self.shared.flush_target();
         match self.shared.flushed.wait_until(|| self.shared.flushed(target)).await {
             true => Ok(()),
-            false => Err(FlushError::Closed),
+            false => Err(self.shared.flush_error()),
         }
     }
 
@@ -281,7 +281,7 @@ impl ShmPublisher {
         self.shared.close();
         let shared = &self.shared;
         shared.flushed.wait_until(|| shared.is_gone().then_some(())).await;
-        if shared.has_died() { Err(FlushError::Closed) } else { Ok(()) }
+        if shared.has_died() { Err(shared.flush_error()) } else { Ok(()) }
     }
 
     /// Whether the publisher takes no more messages: closed, or its runtime is gone.
@@ -332,7 +332,7 @@ impl ShmPublisher {
 
     /// To be called before the pool is asked for what it may not have: its refusal would hide that the publisher is closed.
     fn check_open(&self) -> Result<(), LoanError> {
-        if self.shared.is_closed() { Err(LoanError::Closed) } else { Ok(()) }
+        if self.shared.is_closed() { Err(self.shared.refusal()) } else { Ok(()) }
     }
 
     fn loan_until(&self, len: usize, deadline: Option<Instant>) -> Result<ShmLoan, LoanError> {
@@ -341,7 +341,7 @@ impl ShmPublisher {
         }
         self.check_open()?;
         let taken = self.shared.pool.blocking_take_until(len, deadline, || self.shared.is_closed());
-        Ok(ShmLoan::new(taken.ok_or(LoanError::Closed)??))
+        Ok(ShmLoan::new(taken.ok_or_else(|| self.shared.refusal())??))
     }
 
     fn send_until<B: Payload>(
@@ -387,7 +387,7 @@ impl ShmPublisher {
     async fn loan_waiting(&self, len: usize) -> Result<ShmLoan, LoanError> {
         self.check_open()?;
         let taken = self.shared.pool.take_until(len, || self.shared.is_closed()).await;
-        Ok(ShmLoan::new(taken.ok_or(LoanError::Closed)??))
+        Ok(ShmLoan::new(taken.ok_or_else(|| self.shared.refusal())??))
     }
 
     /// What is left of a `send` that has to wait, for memory or for a place.
@@ -418,7 +418,7 @@ impl ShmPublisher {
                 Some(Ok(()))
             }
             Err(NoPlace::Full) => None,
-            Err(NoPlace::Closed) => Some(Err(SendErrorKind::Closed)),
+            Err(NoPlace::Closed) => Some(Err(self.shared.refusal().into())),
         }
     }
 }
@@ -432,6 +432,11 @@ impl Clone for ShmPublisher {
 
 impl Drop for ShmPublisher {
     fn drop(&mut self) {
+        if self.shared.is_inherited() {
+            // The parent's: nothing of it is undone here. A thread that is not there may hold any of its locks.
+            std::mem::forget(Arc::clone(&self.shared));
+            return;
+        }
         self.sink.release(&self.shared);
         if self.shared.handles.fetch_sub(1, Ordering::AcqRel) == 1 {
             self.shared.close();

@@ -9,12 +9,13 @@ mod run;
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, LazyLock, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use parking_lot::Mutex;
 
 use super::delivery::Delivery;
+use super::error::{FlushError, LoanError};
 use super::links::{Acceptor, NewLink};
 use super::stats::PublisherStats;
 use crate::OnFull;
@@ -26,6 +27,7 @@ use crate::link::LinkSeed;
 use crate::pool::core::{Collect, Slot};
 use crate::pool::{PooledSegment, ShmSegmentPool};
 use crate::sys::clock::monotonic_ns;
+use crate::sys::fork::{Disown, Origin, PerProcess, Registration};
 use crate::topic::TopicName;
 use crate::turnstile::{Inside, Turnstile};
 
@@ -35,7 +37,9 @@ const EVICT_RETRY_NS: u64 = 1_000_000;
 const COLLECT_SPINS: usize = 64;
 
 /// Publishers of this process, so that a subscriber of this process can have itself accepted at once.
-static LOCAL: LazyLock<Mutex<HashMap<u128, Weak<Shared>>>> = LazyLock::new(Mutex::default);
+///
+/// A child begins without any: its parent's are another process's.
+static LOCAL: PerProcess<Mutex<HashMap<u128, Weak<Shared>>>> = PerProcess::new();
 
 /// What waits in the tx queue.
 #[derive(Debug)]
@@ -66,6 +70,9 @@ pub(crate) struct Config {
 }
 
 pub(crate) struct Shared {
+    /// Has it disowned in a child.
+    fork: OnceLock<Registration>,
+    origin: Origin,
     pub(crate) config: Config,
     pub(crate) pool: ShmSegmentPool,
     pub(crate) acceptor: Acceptor,
@@ -123,6 +130,8 @@ impl Shared {
     ) -> Arc<Self> {
         let (line, front) = Line::new(config.queue);
         let shared = Arc::new(Self {
+            fork: OnceLock::new(),
+            origin: Origin::here(),
             delivery: Turnstile::new(Delivery::new(
                 config.id,
                 config.history,
@@ -155,15 +164,17 @@ impl Shared {
             copied_bytes: AtomicU64::new(0),
             config,
         });
+        let disown: Weak<dyn Disown> = Arc::downgrade(&shared) as _;
+        let _ = shared.fork.set(Registration::handle(disown));
         let collector: Weak<dyn Collect> = Arc::downgrade(&shared) as _;
         shared.pool.core().add_collector(collector);
-        LOCAL.lock().insert(shared.config.id, Arc::downgrade(&shared));
+        LOCAL.get().lock().insert(shared.config.id, Arc::downgrade(&shared));
         shared
     }
 
     /// The publisher with this id, if it lives in this process.
     pub(crate) fn local(id: u128) -> Option<Arc<Self>> {
-        LOCAL.lock().get(&id).and_then(Weak::upgrade)
+        LOCAL.get().lock().get(&id).and_then(Weak::upgrade)
     }
 
     #[inline]
@@ -190,6 +201,23 @@ impl Shared {
     pub(crate) fn set_gone(&self) {
         self.gone.swap(true, Ordering::AcqRel);
         self.flushed.wake_all();
+    }
+
+    /// Whether it is another process's, which this one was forked from.
+    pub(crate) fn is_inherited(&self) -> bool {
+        !self.origin.is_here()
+    }
+
+    /// Why nothing is accepted any more.
+    #[cold]
+    pub(crate) fn refusal(&self) -> LoanError {
+        if self.is_inherited() { LoanError::Forked } else { LoanError::Closed }
+    }
+
+    /// Why what was accepted may not have been delivered.
+    #[cold]
+    pub(crate) fn flush_error(&self) -> FlushError {
+        if self.is_inherited() { FlushError::Forked } else { FlushError::Closed }
     }
 
     pub(crate) fn has_died(&self) -> bool {
@@ -382,7 +410,7 @@ impl Shared {
         self.acceptor.close();
         // Ended was set before: nobody adds to them any more.
         std::mem::take(&mut *self.new_links.lock()).into_iter().for_each(NewLink::refuse);
-        LOCAL.lock().remove(&self.config.id);
+        LOCAL.get().lock().remove(&self.config.id);
         self.wake_everybody();
     }
 
@@ -392,6 +420,16 @@ impl Shared {
         self.flushed.wake_all();
         self.subscribers_changed.wake_all();
         self.pool.core().budget.gate.wake_all();
+    }
+}
+
+impl Disown for Shared {
+    /// As if it had died by a panic inside, while everything was being delivered.
+    fn disown(&self) {
+        self.delivery.poison();
+        self.line.close();
+        self.ended.swap(DIED, Ordering::AcqRel);
+        self.gone.swap(true, Ordering::AcqRel);
     }
 }
 

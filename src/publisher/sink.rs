@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 
 use super::shared::{Queued, Shared};
 use super::staged::Staged;
-use super::{SENDS, SendErrorKind, ShmPublisher, SinkError};
+use super::{SENDS, ShmPublisher, SinkError};
 use crate::buffer::Payload;
 use crate::line::NoPlace;
 
@@ -172,7 +172,7 @@ impl<B: Payload> Sink<B> for ShmPublisher {
     fn poll_ready(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
         let this = self.get_mut();
         let reserved = ready!(this.sink.poll_reserve(&this.shared, cx));
-        Poll::Ready(reserved.map_err(|_| SinkError::new(SendErrorKind::Closed, None)))
+        Poll::Ready(reserved.map_err(|_| SinkError::new(this.shared.refusal().into(), None)))
     }
 
     fn start_send(self: Pin<&mut Self>, buf: B) -> Result<(), Self::Error> {
@@ -200,7 +200,10 @@ impl<B: Payload> Sink<B> for ShmPublisher {
             Ok(true) => this.sink.place = Place::Kept,
             Ok(false) => {}
             Err(_) => {
-                return Err(SinkError::new(SendErrorKind::Closed, Some(staged.into_buf().into_returned())));
+                return Err(SinkError::new(
+                    this.shared.refusal().into(),
+                    Some(staged.into_buf().into_returned()),
+                ));
             }
         }
         this.sink.fed += 1;
@@ -219,7 +222,7 @@ impl<B: Payload> Sink<B> for ShmPublisher {
         let this = self.get_mut();
         match ready!(this.sink.poll_flush(&this.shared, cx)) {
             true => Poll::Ready(Ok(())),
-            false => Poll::Ready(Err(SinkError::new(SendErrorKind::Closed, None))),
+            false => Poll::Ready(Err(SinkError::new(this.shared.refusal().into(), None))),
         }
     }
 

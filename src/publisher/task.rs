@@ -16,6 +16,7 @@ use crate::event::Waiter;
 use crate::pool::PooledSegment;
 use crate::reactor::Watched;
 use crate::sys::clock::monotonic_ns;
+use crate::sys::fork::Origin;
 use crate::sys::socket::Listener;
 use crate::topic::{DiscoveryError, TopicDir};
 
@@ -123,6 +124,8 @@ impl TxTask {
 
 /// The socket's name in the topic's directory; gone with this, so that a `bind` that fails afterwards leaves none.
 pub(crate) struct Published {
+    /// A child leaves the name to its parent.
+    origin: Origin,
     directory: TopicDir,
     id: u128,
 }
@@ -130,10 +133,13 @@ pub(crate) struct Published {
 impl Published {
     pub(crate) fn new(mut directory: TopicDir, id: u128) -> Result<(Listener, Self), DiscoveryError> {
         let listener = directory.publish(id)?;
-        Ok((listener, Self { directory, id }))
+        Ok((listener, Self { origin: Origin::here(), directory, id }))
     }
 
     fn withdraw(&self) {
+        if !self.origin.is_here() {
+            return;
+        }
         kill_point!("withdraw: begun");
         if let Err(error) = self.directory.withdraw(self.id) {
             tracing::debug!(%error, "the publisher's socket stays behind until the next bind or connect");

@@ -11,6 +11,7 @@ use crate::link::{Ended, LinkError, LinkRx, Next};
 use crate::proto::wire::RefusedReason;
 use crate::publisher::shared::Shared;
 use crate::sys::epoll_set::EpollSet;
+use crate::sys::fork::Origin;
 use crate::sys::socket::{ConnectFailed, Connection};
 use crate::topic::{DiscoveryError, TopicWatch};
 
@@ -29,9 +30,9 @@ pub(super) struct Core<W> {
     pub(super) peers: Vec<Peer<W>>,
     /// Hears the bells of all links, for threads: made at the first wait of one.
     pub(super) bells: Option<Arc<EpollSet>>,
-    /// Whose turn it is.
     /// The runtime that it is registered with.
     pub(super) runtime: Option<tokio::runtime::Id>,
+    /// Whose turn it is.
     turn: usize,
     pub(super) busy: Busy,
     /// Counts returns to the runtime while looking.
@@ -43,6 +44,8 @@ pub(super) struct Core<W> {
     depth: u32,
     on_full: Option<OnFull>,
     end_with_last: bool,
+    /// In a child it is the parent's, and receives nothing.
+    origin: Origin,
     /// There has been a publisher.
     had_publisher: bool,
     /// A look at the directory, or at its watch, failed half-way: to be done again, as nothing is going to wake us for it.
@@ -64,16 +67,17 @@ impl<W: Default> Core<W> {
             watch,
             peers: Vec::new(),
             bells: None,
+            runtime: None,
             turn: 0,
             busy,
             rounds: 0,
-            runtime: None,
             last_read: 0,
             stats: SubscriberStats::default(),
             id,
             depth,
             on_full,
             end_with_last,
+            origin: Origin::here(),
             had_publisher: false,
             behind: false,
             shunned: HashSet::new(),
@@ -148,9 +152,18 @@ impl<W: Default> Core<W> {
         Ok(link)
     }
 
+    /// Whether it is another process's, which this one was forked from.
+    #[inline(always)]
+    pub(super) fn is_inherited(&self) -> bool {
+        !self.origin.is_here()
+    }
+
     /// The next message of the publisher whose turn it is, if it is there and nothing else is to be told of.
     #[inline(always)]
     pub(super) fn next_sample(&mut self) -> Option<ShmSample> {
+        if self.is_inherited() {
+            return None;
+        }
         if self.turn >= self.peers.len() {
             self.turn = 0;
         }
@@ -171,6 +184,9 @@ impl<W: Default> Core<W> {
     /// The next thing that any publisher has for us, taking turns.
     #[inline]
     pub(super) fn next(&mut self) -> Option<Item> {
+        if self.is_inherited() {
+            return Some(Err(RecvError::Forked));
+        }
         let count = self.peers.len();
         for _ in 0..count {
             if self.turn >= self.peers.len() {

@@ -38,7 +38,7 @@ pub enum ConnectError {
 
 /// Why there is no message, or not the next one.
 ///
-/// Only [`Closed`](Self::Closed) and [`Io`](Self::Io) are for good; after every other error the subscriber goes on,
+/// Only [`Closed`](Self::Closed), [`Forked`](Self::Forked) and [`Io`](Self::Io) are for good; after every other error the subscriber goes on,
 /// and is connected to a publisher that comes back.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -96,6 +96,11 @@ pub enum RecvError {
         /// [`DiscoveryError`].
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// The subscriber was connected before this process was forked. It goes on in the parent, undisturbed; this is for good.
+    #[error(
+        "the subscriber was connected before this process was forked and belongs to the parent: connect again in this process"
+    )]
+    Forked,
     /// The time given ran out; only from the calls that take one.
     #[error("no message came in time")]
     TimedOut,

@@ -97,8 +97,8 @@ impl ShmSubscriber {
     ///
     /// # Errors
     ///
-    /// [`RecvError`]: what was missed, who was lost, or the end. Except after [`RecvError::Closed`] and
-    /// [`RecvError::Io`] receiving goes on.
+    /// [`RecvError`]: what was missed, who was lost, or the end. Except after [`RecvError::Closed`],
+    /// [`RecvError::Forked`] and [`RecvError::Io`] receiving goes on.
     ///
     /// # Panics
     ///

@@ -202,6 +202,9 @@ impl Core<Waits> {
         cx: &mut Context<'_>,
     ) -> Poll<Result<(), RecvError>> {
         loop {
+            if self.is_inherited() {
+                return Poll::Ready(Err(RecvError::Forked));
+            }
             if self.established() >= n {
                 return Poll::Ready(Ok(()));
             }

@@ -11,17 +11,20 @@ use rustix::event::{Timespec, epoll};
 use rustix::io::Errno;
 
 use super::bell::Bell;
+use super::fork::{Origin, inherited};
 
 /// Readable from each edge until cleared.
 #[derive(Debug)]
 pub(crate) struct EpollSet {
     epoll: OwnedFd,
+    /// A child has it open as well: what it took away, or put out, its parent would not hear.
+    origin: Origin,
 }
 
 impl EpollSet {
     /// One that hears nobody yet.
     pub(crate) fn new() -> io::Result<Self> {
-        Ok(Self { epoll: epoll::create(epoll::CreateFlags::CLOEXEC)? })
+        Ok(Self { epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?, origin: Origin::here() })
     }
 
     /// Hears this bell too.
@@ -36,12 +39,18 @@ impl EpollSet {
 
     /// Hears this descriptor no more.
     pub(crate) fn remove(&self, fd: BorrowedFd<'_>) {
+        if !self.origin.is_here() {
+            return;
+        }
         // It fails only where it was not heard.
         let _ = epoll::delete(&self.epoll, fd);
     }
 
     /// Puts out what it has heard so far. Look for work *after* this, not before.
     pub(crate) fn clear(&self) {
+        if !self.origin.is_here() {
+            return;
+        }
         let mut events = [MaybeUninit::<epoll::Event>::uninit(); 64];
         // What more has been heard than there is room for is told again at once, and put out then.
         while epoll::wait(&self.epoll, &mut events, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).err()
@@ -50,6 +59,9 @@ impl EpollSet {
     }
 
     fn add(&self, fd: BorrowedFd<'_>, what: epoll::EventFlags) -> io::Result<()> {
+        if !self.origin.is_here() {
+            return Err(inherited());
+        }
         Ok(epoll::add(&self.epoll, fd, epoll::EventData::new_u64(0), what | epoll::EventFlags::ET)?)
     }
 }

@@ -18,6 +18,7 @@ pub use error::WatchError;
 
 use super::bell::Bell;
 use super::epoll_set::EpollSet;
+use super::fork::{Origin, PerProcess};
 use parking_lot::Mutex;
 use rustix::fs::inotify::{self, CreateFlags, ReadFlags, WatchFlags};
 use rustix::io::Errno;
@@ -46,7 +47,7 @@ pub(crate) struct DirectoryWatch {
 impl DirectoryWatch {
     /// A watch on no directory yet.
     pub(crate) fn new() -> Result<Self, WatchError> {
-        let mut instances = INSTANCES.lock();
+        let mut instances = INSTANCES.get().lock();
         let with_room = instances.iter().find(|shared| shared.watches.lock().users.len() < USERS_MAX);
         let shared = match with_room {
             Some(shared) => Arc::clone(shared),
@@ -93,9 +94,9 @@ impl Drop for DirectoryWatch {
     }
 }
 
-/// The process's instances, the first from the first watch on. None is ever closed: closing one takes the kernel some ten
+/// The process's instances (a child begins without any: of an instance that two processes have, each takes the other's events), the first from the first watch on. None is ever closed: closing one takes the kernel some ten
 /// milliseconds (it waits for readers everywhere), on the thread of whoever drops the last subscriber.
-static INSTANCES: Mutex<Vec<Arc<Shared>>> = Mutex::new(Vec::new());
+static INSTANCES: PerProcess<Mutex<Vec<Arc<Shared>>>> = PerProcess::new();
 
 /// Watches that share an instance. epoll lets a descriptor wake others by way of an epoll instance 500 times and no more (then
 /// `EPOLL_CTL_ADD` says EINVAL), and each watch that a reactor waits for is one of them. Half of it, because whatever one of them is
@@ -107,6 +108,8 @@ type User = u64;
 #[derive(Debug)]
 struct Shared {
     inotify: OwnedFd,
+    /// In a child it is left alone.
+    origin: Origin,
     /// Rung when somebody has read events that were meant for others.
     bell: Bell,
     watches: Mutex<Watches>,
@@ -131,7 +134,7 @@ impl Shared {
         let bell = Bell::new().map_err(WatchError::descriptor)?;
         let inotify = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)
             .map_err(|errno| WatchError::instance(errno, bell.as_fd()))?;
-        Ok(Self { inotify, bell, watches: Mutex::default() })
+        Ok(Self { inotify, origin: Origin::here(), bell, watches: Mutex::default() })
     }
 
     fn listen(&self) -> Result<EpollSet, WatchError> {
@@ -144,6 +147,9 @@ impl Shared {
     }
 
     fn watch(&self, user: User, dirs: &[BorrowedFd<'_>]) -> Result<(), WatchError> {
+        if !self.origin.is_here() {
+            return Ok(());
+        }
         let mut watches = self.watches.lock();
         // What is in the queue belongs to the watches of now; a number given out next may be one that it names.
         self.dispatch(&mut watches, user)?;
@@ -170,12 +176,18 @@ impl Shared {
     }
 
     fn take(&self, user: User) -> Result<Changes, WatchError> {
+        if !self.origin.is_here() {
+            return Ok(Changes::default());
+        }
         let mut watches = self.watches.lock();
         self.dispatch(&mut watches, user)?;
         Ok(watches.users.get_mut(&user).map(std::mem::take).unwrap_or_default())
     }
 
     fn leave(&self, user: User) {
+        if !self.origin.is_here() {
+            return;
+        }
         let mut watches = self.watches.lock();
         let all = watches.of(user);
         self.remove(&mut watches, user, &all);

@@ -15,6 +15,7 @@ mod tests;
 
 pub use error::MemoryError;
 
+use super::fork::Registration;
 use error::{describe_lock_failure, describe_shortage};
 use rustix::fs::{
     FallocateFlags, FileType, MemfdFlags, SealFlags, fallocate, fcntl_add_seals, fcntl_get_seals, fstat,
@@ -23,7 +24,7 @@ use rustix::fs::{
 use rustix::io::Errno;
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mlock, mmap, munmap};
 use std::ffi::c_void;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::ptr::{NonNull, null_mut};
 use std::sync::LazyLock;
 
@@ -73,6 +74,8 @@ const LINK_SEALS_NEEDED: SealFlags = SealFlags::SHRINK.union(SealFlags::GROW);
 /// Invariant: `ptr..ptr + len` is one mapping made by this module, which nothing else unmaps or remaps.
 #[derive(Debug)]
 pub(crate) struct Mapping {
+    /// Of one that is writable: a child is to have its own. Before the mapping goes.
+    fork: Option<Registration>,
     ptr: NonNull<u8>,
     len: usize,
 }
@@ -99,7 +102,16 @@ impl Mapping {
         // this process changes. That the file's size makes the range accessible is the callers' doing: each has checked it.
         let ptr = unsafe { mmap(null_mut(), len, prot, MapFlags::SHARED | flags, fd, 0) }?;
         // mmap gives address zero to nobody who did not ask for it.
-        NonNull::new(ptr.cast()).map(|ptr| Self { ptr, len }).ok_or(Errno::NOMEM)
+        NonNull::new(ptr.cast()).map(|ptr| Self { fork: None, ptr, len }).ok_or(Errno::NOMEM)
+    }
+
+    /// Has a child of this process find private memory in its place: of `fd`'s object, which is to stay open as long as the mapping, or
+    /// zeros.
+    fn own(mut self, fd: Option<BorrowedFd<'_>>) -> Self {
+        // SAFETY: the range is this mapping's (the type's invariant), and the registration goes before it does (`drop`). That `fd` stays
+        // open is the caller's word.
+        self.fork = Some(unsafe { Registration::memory(self.ptr, self.len, fd.map(|fd| fd.as_raw_fd())) });
+        self
     }
 
     fn advise(&self, advice: Advice) -> Result<(), Errno> {
@@ -116,6 +128,7 @@ impl Mapping {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
+        drop(self.fork.take());
         // SAFETY: the range is this mapping's and still mapped (the type's invariant), and whoever took its address promised,
         // by `as_ptr`'s contract, not to use it after `self`.
         let unmapped = unsafe { munmap(self.ptr.as_ptr().cast::<c_void>(), self.len) };
@@ -136,11 +149,13 @@ pub(crate) fn create(len: usize, options: &CreateOptions) -> Result<(OwnedFd, Ma
             let fd = new_memfd(c"tokio-shm-segment")?;
             let mapping = size_and_map(fd.as_fd(), len, options)?;
             fcntl_add_seals(&fd, SEGMENT_SEALS).map_err(MemoryError::os("sealing the shared memory"))?;
+            let mapping = mapping.own(Some(fd.as_fd()));
             Ok((fd, mapping))
         }
         Backing::PosixShm => {
             let object = posix::open_unnamed()?;
             let mapping = size_and_map(object.writable.as_fd(), len, options)?;
+            let mapping = mapping.own(Some(object.read_only.as_fd()));
             Ok((object.read_only, mapping))
         }
     }
@@ -156,7 +171,7 @@ pub(crate) fn create_link_page(len: usize) -> Result<(OwnedFd, Mapping), MemoryE
     let fd = new_memfd(c"tokio-shm-link")?;
     let mapping = size_and_map(fd.as_fd(), len, &options)?;
     fcntl_add_seals(&fd, LINK_SEALS).map_err(MemoryError::os("sealing the link page"))?;
-    Ok((fd, mapping))
+    Ok((fd, mapping.own(None)))
 }
 
 /// Maps a peer's segment for reading.
@@ -207,8 +222,9 @@ pub(crate) fn map_link_page(fd: BorrowedFd<'_>, len: usize) -> Result<Mapping, M
     check_len(len)?;
     check_seals(fd, LINK_SEALS_NEEDED)?;
     check_file(fd, len, true)?;
-    Mapping::new(fd, len, ProtFlags::READ | ProtFlags::WRITE, MapFlags::POPULATE)
-        .map_err(MemoryError::mapping(len))
+    let mapping = Mapping::new(fd, len, ProtFlags::READ | ProtFlags::WRITE, MapFlags::POPULATE)
+        .map_err(MemoryError::mapping(len))?;
+    Ok(mapping.own(None))
 }
 
 /// Maps a POSIX object for reading and writing, as zenoh's receivers do.

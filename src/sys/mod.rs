@@ -8,6 +8,7 @@ pub(crate) mod clock;
 #[cfg(feature = "zenoh")]
 pub(crate) mod connections;
 pub(crate) mod epoll_set;
+pub(crate) mod fork;
 pub(crate) mod inotify;
 pub(crate) mod limits;
 pub(crate) mod memory;

@@ -7,6 +7,7 @@
 //! Numbers are never used twice by a process, and begin at a random place and go on by a random step, so that two processes
 //! do not meet. It does not map what it opens, and does not say what is in it.
 
+use super::fork::{Origin, PerProcess};
 use super::random::random_id;
 use rustix::fs::{
     AtFlags, Dir, FileType, FlockOperation, Mode, OFlags, flock, fstat, linkat, open, openat, statat,
@@ -61,6 +62,8 @@ impl Given {
 /// An object's name, removed on drop.
 #[derive(Debug)]
 pub(crate) struct Name {
+    /// A child leaves it to its parent.
+    origin: Origin,
     id: u32,
     inode: u64,
     scheme: Scheme,
@@ -86,7 +89,7 @@ impl Name {
             match linkat(fd_of_nothing(), &object, &directory, scheme.name(id), AtFlags::SYMLINK_FOLLOW) {
                 Ok(()) => {
                     given.0.fetch_add(1, Ordering::Relaxed);
-                    return Ok(Self { id, inode, scheme, given: Arc::clone(given) });
+                    return Ok(Self { origin: Origin::here(), id, inode, scheme, given: Arc::clone(given) });
                 }
                 Err(Errno::EXIST) => {}
                 Err(errno) => return Err(errno.into()),
@@ -111,7 +114,9 @@ impl Name {
 
 impl Drop for Name {
     fn drop(&mut self) {
-        if let Ok(directory) = open_directory() {
+        if self.origin.is_here()
+            && let Ok(directory) = open_directory()
+        {
             remove(directory.as_fd(), &self.scheme.name(self.id), self.inode);
         }
         self.given.0.fetch_sub(1, Ordering::Relaxed);
@@ -198,16 +203,17 @@ fn fd_of_nothing() -> BorrowedFd<'static> {
 ///
 /// The `n`th is `start + n · step` modulo 2³², with a random start and a random odd step: each of the 2³² comes once.
 fn next_id() -> io::Result<u32> {
-    static SEQUENCE: OnceLock<(u32, u32)> = OnceLock::new();
-    static USED: AtomicU64 = AtomicU64::new(0);
-    let &(start, step) = match SEQUENCE.get() {
+    // A child has a sequence of its own.
+    static SEQUENCE: PerProcess<(OnceLock<(u32, u32)>, AtomicU64)> = PerProcess::new();
+    let (sequence, used) = SEQUENCE.get();
+    let &(start, step) = match sequence.get() {
         Some(sequence) => sequence,
         None => {
             let random = random_id()?;
-            SEQUENCE.get_or_init(|| (random as u32, (random >> 32) as u32 | 1))
+            sequence.get_or_init(|| (random as u32, (random >> 32) as u32 | 1))
         }
     };
-    let n = u32::try_from(USED.fetch_add(1, Ordering::Relaxed))
+    let n = u32::try_from(used.fetch_add(1, Ordering::Relaxed))
         .map_err(|_| io::Error::other("this process has used up all 2^32 numbers for named shared memory"))?;
     Ok(start.wrapping_add(n.wrapping_mul(step)))
 }

@@ -11,6 +11,7 @@ mod tests;
 
 pub(crate) use connection::{Connection, PeerCredentials, Received};
 
+use super::fork::Origin;
 use super::ownership::Ownership;
 use rustix::fs::{AtFlags, FileType, Mode, fchmod, renameat, unlinkat};
 use rustix::io::Errno;
@@ -38,6 +39,8 @@ const OWNER_ONLY: Mode = Mode::RUSR.union(Mode::WUSR);
 #[derive(Debug)]
 pub(crate) struct Listener {
     fd: OwnedFd,
+    /// A child has it open as well, and takes no connection from its parent.
+    origin: Origin,
 }
 
 impl Listener {
@@ -73,6 +76,9 @@ impl Listener {
 
     /// Refuses further connections; those in line can still be accepted.
     pub(crate) fn shutdown(&self) {
+        if !self.origin.is_here() {
+            return;
+        }
         let _ = rustix::net::shutdown(&self.fd, rustix::net::Shutdown::Both);
     }
 
@@ -81,6 +87,9 @@ impl Listener {
     /// # Errors
     /// Without a descriptor to spare (`EMFILE`, `ENFILE`) the connection stays in the queue.
     pub(crate) fn accept(&self) -> io::Result<Option<Connection>> {
+        if !self.origin.is_here() {
+            return Ok(None);
+        }
         loop {
             match accept_with(&self.fd, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
                 Ok(fd) => return Ok(Some(Connection::new(fd))),
@@ -103,7 +112,7 @@ impl Listener {
             let _ = unlinkat(dir, new_name, AtFlags::empty());
             return Err(errno.into());
         }
-        Ok(Self { fd })
+        Ok(Self { fd, origin: Origin::here() })
     }
 }
 

@@ -3,6 +3,7 @@
 //! Of what a peer sends, nothing is left open that the caller has not been given.
 #![allow(unsafe_code)]
 
+use crate::sys::fork::{Origin, inherited};
 use rustix::cmsg_space;
 use rustix::fd::AsFd;
 use rustix::io::{Errno, IoSlice, IoSliceMut};
@@ -22,6 +23,8 @@ pub(crate) const MAX_FDS: usize = 4;
 #[derive(Debug)]
 pub(crate) struct Connection {
     fd: OwnedFd,
+    /// A child has it open as well, and neither takes packets from its parent nor speaks for it.
+    origin: Origin,
 }
 
 /// What [`Connection::recv`] found.
@@ -57,7 +60,7 @@ pub(crate) struct PeerCredentials {
 
 impl Connection {
     pub(super) fn new(fd: OwnedFd) -> Self {
-        Self { fd }
+        Self { fd, origin: Origin::here() }
     }
 
     /// Sends one packet, whole or not at all. `false`: no room at present, nothing was sent.
@@ -68,6 +71,9 @@ impl Connection {
     pub(crate) fn send(&self, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<bool> {
         if bytes.is_empty() || fds.len() > MAX_FDS {
             return Err(Errno::INVAL.into());
+        }
+        if !self.origin.is_here() {
+            return Err(inherited());
         }
         let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(MAX_FDS))];
         let mut control = SendAncillaryBuffer::new(&mut space);
@@ -91,6 +97,9 @@ impl Connection {
 
     /// Ends the connection for both sides, whoever else has the descriptor; what was sent can still be received.
     pub(crate) fn shutdown(&self) {
+        if !self.origin.is_here() {
+            return;
+        }
         // It fails only where the peer has ended it already.
         let _ = rustix::net::shutdown(&self.fd, rustix::net::Shutdown::Both);
     }
@@ -114,12 +123,18 @@ impl Connection {
 
     /// Takes off the packet that was looked at; the descriptors in it are closed.
     pub(crate) fn discard(&self) {
+        if !self.origin.is_here() {
+            return;
+        }
         while let Err(Errno::INTR | Errno::CONNRESET) =
             rustix::net::recv(&self.fd, &mut [0_u8], RecvFlags::DONTWAIT)
         {}
     }
 
     fn receive(&self, buf: &mut [u8], flags: RecvFlags) -> io::Result<Received> {
+        if !self.origin.is_here() {
+            return Err(inherited());
+        }
         // A little more room than needed (for alignment): what arrives beyond the limit is closed below.
         let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(MAX_FDS))];
         let (message, fds, too_many) = loop {
