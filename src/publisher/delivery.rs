@@ -23,6 +23,8 @@ pub(crate) struct Delivery {
     next_seq: u64,
     /// Accepted, on some links already, and waiting for room on the others.
     head: Option<Message>,
+    /// The head has not been in line.
+    pub(crate) is_head_direct: bool,
     /// Whether to look for room for it.
     patience: Patience,
     /// The last messages, for subscribers that join late; newest last.
@@ -64,6 +66,7 @@ impl Delivery {
             in_flight: InFlight::new(pool),
             next_seq: 0,
             head: None,
+            is_head_direct: false,
             patience: Patience::default(),
             history: VecDeque::with_capacity(history_len.min(1_024)),
             history_len,

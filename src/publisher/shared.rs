@@ -94,7 +94,9 @@ pub(crate) struct Shared {
     pub(crate) new_links: Mutex<Vec<NewLink>>,
     /// Messages that became the head without having been in line.
     heads: AtomicU64,
-    /// So many of these, and of those that were in line, are on their links.
+    /// So many of these are on their links.
+    heads_delivered: AtomicU64,
+    /// So many of those that were in line are on their links. Apart from the heads: each of the two counts in order.
     delivered: AtomicU64,
     /// Who waits for a flush or the end.
     pub(crate) flushed: Gate,
@@ -115,6 +117,13 @@ pub(crate) struct Shared {
     /// Shared with the links, which count.
     pub(crate) dropped: Arc<AtomicU64>,
     pub(crate) copied_bytes: AtomicU64,
+}
+
+/// What a flush waits for: so many messages of the line, and of those that became the head without having been in it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct FlushTarget {
+    joined: u64,
+    heads: u64,
 }
 
 const RUNNING: usize = 0;
@@ -149,6 +158,7 @@ impl Shared {
             controls: AtomicUsize::new(0),
             new_links: Mutex::default(),
             heads: AtomicU64::new(0),
+            heads_delivered: AtomicU64::new(0),
             delivered: AtomicU64::new(0),
             flushed: Gate::new(),
             subscribers: AtomicUsize::new(0),
@@ -256,6 +266,7 @@ impl Shared {
         }
         kill_point!("send: inside");
         if !delivery.deliver(message()) {
+            delivery.is_head_direct = true;
             self.heads.fetch_add(1, Ordering::AcqRel);
             self.work(delivery);
         }
@@ -351,13 +362,16 @@ impl Shared {
         }
     }
 
-    pub(crate) fn flush_target(&self) -> u64 {
-        self.line.joined().wrapping_add(self.heads.load(Ordering::Acquire))
+    /// All that was accepted so far. To be read before the delivery that a flush begins with: what joins later may never be flushed.
+    pub(crate) fn flush_target(&self) -> FlushTarget {
+        FlushTarget { joined: self.line.joined(), heads: self.heads.load(Ordering::Acquire) }
     }
 
     /// Whether everything accepted up to `target` is on its links: `Some(false)` if it never will be.
-    pub(crate) fn flushed(&self, target: u64) -> Option<bool> {
-        if is_reached(self.delivered.load(Ordering::Acquire), target) {
+    pub(crate) fn flushed(&self, target: FlushTarget) -> Option<bool> {
+        if is_reached(self.delivered.load(Ordering::Acquire), target.joined)
+            && is_reached(self.heads_delivered.load(Ordering::Acquire), target.heads)
+        {
             return Some(true);
         }
         self.has_ended().then_some(false)

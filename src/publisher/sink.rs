@@ -16,7 +16,7 @@ use super::shared::{Queued, Shared};
 use super::staged::Staged;
 use super::{SENDS, ShmPublisher, SinkError};
 use crate::buffer::Payload;
-use crate::line::NoPlace;
+use crate::line::{Joined, NoPlace};
 
 /// With so many messages (or half the queue) or so many bytes they are delivered, flush or not.
 const BATCH: usize = 64;
@@ -108,8 +108,8 @@ impl SinkState {
             Some(flushing) => flushing,
             None => {
                 self.give_up_kept(shared);
-                self.deliver(shared);
                 let target = shared.flush_target();
+                self.deliver(shared);
                 if let Some(flushed) = shared.flushed(target) {
                     return Poll::Ready(flushed);
                 }
@@ -196,23 +196,29 @@ impl<B: Payload> Sink<B> for ShmPublisher {
         let heap = (!ready).then(|| Box::new(staged.bytes().into()));
         let queued = || heap.map_or_else(|| Queued::Slot(staged.take()), Queued::Heap);
         // While a message waits in the heap nobody is to have a place for another.
-        match this.shared.line().join_reserved(&mut this.sink.word, ready, queued) {
-            Ok(true) => this.sink.place = Place::Kept,
-            Ok(false) => {}
+        let missed = match this.shared.line().join_reserved(&mut this.sink.word, ready, queued) {
+            Ok(Joined { missed, kept }) => {
+                if kept {
+                    this.sink.place = Place::Kept;
+                }
+                missed
+            }
             Err(_) => {
                 return Err(SinkError::new(
                     this.shared.refusal().into(),
                     Some(staged.into_buf().into_returned()),
                 ));
             }
-        }
+        };
         this.sink.fed += 1;
         this.sink.batch += 1;
         this.sink.batch_bytes += len;
         // Nobody is to wait, for a place, for memory or for the end, until this sink happens to be flushed: whoever has come by now is seen
-        // (joining ends with a fence), and whoever comes later sees the message.
+        // (joining ends with a fence), and whoever comes later sees the message. A delivery that came before the message was there has left
+        // what is behind it as well.
         let most = (this.shared.config.queue as usize / 2).clamp(1, BATCH);
-        if this.sink.batch >= most || this.sink.batch_bytes >= BATCH_BYTES || this.shared.is_waited_for() {
+        let is_due = this.sink.batch >= most || this.sink.batch_bytes >= BATCH_BYTES || missed;
+        if is_due || this.shared.is_waited_for() {
             this.sink.deliver(&this.shared);
         }
         Ok(())

@@ -22,7 +22,7 @@ const RUSH_NS: u64 = 1_000_000;
 
 impl Shared {
     #[inline]
-    pub(super) fn enter(&self) -> Option<Inside<'_, Delivery>> {
+    pub(in crate::publisher) fn enter(&self) -> Option<Inside<'_, Delivery>> {
         let inside = self.delivery.enter();
         if inside.is_none() && self.delivery.is_poisoned() && !self.has_ended() {
             // Somebody panicked inside: nothing can be delivered any more, and nobody is to wait for it.
@@ -122,6 +122,7 @@ impl Shared {
             delivery.reclaim();
         }
         let mut done = 0;
+        let mut heads_done = 0;
         let mut popped = 0;
         loop {
             if delivery.is_stuck() {
@@ -140,7 +141,11 @@ impl Shared {
                         break;
                     }
                 }
-                done += 1;
+                if std::mem::take(&mut delivery.is_head_direct) {
+                    heads_done += 1;
+                } else {
+                    done += 1;
+                }
             }
             if popped >= RUN {
                 self.notify();
@@ -161,9 +166,12 @@ impl Shared {
             delivery.front.give_back(popped);
             self.wake_for_room(popped);
         }
-        if done > 0 {
+        if done + heads_done > 0 {
             // Before, so that whoever has flushed finds all of it in the statistics.
             self.published.store(delivery.next_seq(), Ordering::Relaxed);
+            if heads_done > 0 {
+                self.heads_delivered.fetch_add(heads_done, Ordering::AcqRel);
+            }
             self.delivered.fetch_add(done, Ordering::AcqRel);
             self.flushed.wake_all();
             if popped == 0 {
@@ -175,7 +183,7 @@ impl Shared {
 
     /// Rings who has to be woken and opens the turnstile; if somebody knocked meanwhile, his work is done too.
     #[inline]
-    pub(super) fn leave(&self, delivery: Inside<'_, Delivery>) {
+    pub(in crate::publisher) fn leave(&self, delivery: Inside<'_, Delivery>) {
         if self.conclude(delivery) {
             self.answer();
         }
@@ -189,20 +197,26 @@ impl Shared {
         delivery.leave()
     }
 
-    /// Does the work of who knocked, or has the tx task do it where there is more and more of it.
+    /// Does the work of those that knocked, or has the tx task do it where there is more and more of it.
+    ///
+    /// It may have been a sender that found neither the turnstile open nor a place in line, and waits: where all places are reserved
+    /// none ever comes free, and what it can do is to enter. (More than one: the one that is woken wakes the next.)
     #[cold]
     fn answer(&self) {
         let mut rounds = 0;
         while rounds < 2 || self.has_ended() {
             rounds += 1;
+            // Another is inside, and has heard of it now.
             let Some(mut delivery) = self.enter() else { return };
             self.prepare(&mut delivery);
             self.work(&mut delivery);
             if !self.conclude(delivery) {
+                self.room.wake(1);
                 return;
             }
         }
         self.notify();
+        self.room.wake(1);
     }
 
     /// Notes for others what the run has come to.
