@@ -22,8 +22,10 @@ pub(super) fn arm(point: &str, passage: u32) {
     assert!(ARMED.set(armed).is_ok(), "a process dies once");
 }
 
+type Detour = (&'static str, Box<dyn FnOnce()>);
+
 thread_local! {
-    static DETOUR: RefCell<Option<(&'static str, Box<dyn FnOnce()>)>> = const { RefCell::new(None) };
+    static DETOUR: RefCell<Option<Detour>> = const { RefCell::new(None) };
 }
 
 /// Has this thread call `act` when it comes to `point` next, as if another had run between the two steps.

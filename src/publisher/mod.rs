@@ -352,9 +352,10 @@ impl ShmPublisher {
         deadline: Option<Instant>,
     ) -> Result<(), SendError<B::Returned>> {
         let mut staged = Staged::new(buf);
-        if !staged.is_ready(self.home()) {
-            match self.loan_until(staged.bytes().len(), deadline) {
-                Ok(loan) => self.copy(&mut staged, loan),
+        let mut len = staged.len();
+        while !staged.is_ready(self.home()) {
+            match self.loan_until(len, deadline) {
+                Ok(loan) => len = self.copy_late(&mut staged, loan),
                 Err(error) => return Err(staged.into_error(error)),
             }
         }
@@ -373,16 +374,24 @@ impl ShmPublisher {
     #[inline]
     fn stage_now<B: Payload>(&self, staged: &mut Staged<B>) -> Result<(), SendErrorKind> {
         if !staged.is_ready(self.home()) {
-            let loan = self.try_loan(staged.bytes().len())?;
-            self.copy(staged, loan);
+            let copied = staged.copy(|bytes| self.try_loan(bytes.len()).map(ShmLoan::into_segment))?;
+            self.count_copied(copied);
         }
         Ok(())
     }
 
     #[inline]
-    fn copy<B: Payload>(&self, staged: &mut Staged<B>, loan: ShmLoan) {
-        let copied = staged.copy_to(loan.into_segment());
-        self.shared.copied_bytes.fetch_add(copied as u64, Ordering::Relaxed);
+    fn count_copied(&self, bytes: usize) {
+        self.shared.copied_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    /// Copies a message into memory that was waited for, unless it has become longer than that; how long it is.
+    fn copy_late<B: Payload>(&self, staged: &mut Staged<B>, loan: ShmLoan) -> usize {
+        let len = staged.copy_late(loan.into_segment());
+        if staged.is_ready(self.home()) {
+            self.count_copied(len);
+        }
+        len
     }
 
     #[cold]
@@ -395,9 +404,10 @@ impl ShmPublisher {
     /// What is left of a `send` that has to wait, for memory or for a place.
     #[cold]
     async fn send_waiting<B: Payload>(&self, mut staged: Staged<B>) -> Result<(), SendError<B::Returned>> {
-        if !staged.is_ready(self.home()) {
-            match self.loan(staged.bytes().len()).await {
-                Ok(loan) => self.copy(&mut staged, loan),
+        let mut len = staged.len();
+        while !staged.is_ready(self.home()) {
+            match self.loan(len).await {
+                Ok(loan) => len = self.copy_late(&mut staged, loan),
                 Err(error) => return Err(staged.into_error(error)),
             }
         }

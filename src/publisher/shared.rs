@@ -138,15 +138,15 @@ impl Shared {
         notifier: Notifier,
     ) -> Arc<Self> {
         let (line, front) = Line::new(config.queue);
+        let delivery = Delivery::new(config.id, config.history, Arc::clone(pool.core()), front);
+        // The tx task sees to the end, wherever the panic was.
+        let alarm = notifier.clone();
         let shared = Arc::new(Self {
             fork: OnceLock::new(),
             origin: Origin::here(),
-            delivery: Turnstile::new(Delivery::new(
-                config.id,
-                config.history,
-                Arc::clone(pool.core()),
-                front,
-            )),
+            delivery: Turnstile::new(delivery).with_alarm(move || {
+                let _ = alarm.notify();
+            }),
             line,
             pool,
             acceptor,

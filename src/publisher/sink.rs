@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 
 use super::shared::{Queued, Shared};
 use super::staged::Staged;
-use super::{SENDS, ShmPublisher, SinkError};
+use super::{SENDS, SendErrorKind, ShmPublisher, SinkError};
 use crate::buffer::Payload;
 use crate::line::{Joined, NoPlace};
 
@@ -132,6 +132,31 @@ impl SinkState {
     }
 }
 
+impl ShmPublisher {
+    /// Gets the message into shared memory, or into the heap while the pool is at its cap.
+    #[inline]
+    fn stage_or_box<B: Payload>(
+        &self,
+        staged: &mut Staged<B>,
+    ) -> Result<Option<Box<Box<[u8]>>>, SendErrorKind> {
+        if staged.is_ready(self.home()) {
+            return Ok(None);
+        }
+        let copied = staged.copy(|bytes| match self.try_loan(bytes.len()) {
+            Ok(loan) => Ok(loan.into_segment()),
+            Err(error) if error.is_full() => Err(Ok(Box::new(bytes.into()))),
+            Err(error) => Err(Err(error.into())),
+        });
+        match copied {
+            Ok(len) => {
+                self.count_copied(len);
+                Ok(None)
+            }
+            Err(heap) => heap.map(Some),
+        }
+    }
+}
+
 /// Lets others have a reserved place.
 fn give_up(shared: &Shared) {
     shared.line().cancel_reserved();
@@ -177,23 +202,22 @@ impl<B: Payload> Sink<B> for ShmPublisher {
 
     fn start_send(self: Pin<&mut Self>, buf: B) -> Result<(), Self::Error> {
         let this = self.get_mut();
-        assert!(
-            std::mem::take(&mut this.sink.place) == Place::Ready,
-            "start_send without a poll_ready that was ready"
-        );
+        assert!(this.sink.place == Place::Ready, "start_send without a poll_ready that was ready");
         let mut staged = Staged::new(buf);
-        let ready = match this.stage_now(&mut staged) {
-            Ok(()) => true,
-            Err(kind) if kind.is_pool_full() => false,
+        let heap = match this.stage_or_box(&mut staged) {
+            Ok(heap) => heap,
             Err(kind) => {
+                this.sink.place = Place::None;
                 give_up(&this.shared);
                 return Err(SinkError::new(kind, Some(staged.into_buf().into_returned())));
             }
         };
+        // Not sooner: with a message whose `as_bytes` panics the place is still this sink's.
+        this.sink.place = Place::None;
         // A flush that was given up would not wait for this message.
         *this.sink.flushing.get_mut() = None;
-        let len = staged.bytes().len();
-        let heap = (!ready).then(|| Box::new(staged.bytes().into()));
+        let ready = heap.is_none();
+        let len = heap.as_ref().map_or_else(|| staged.len(), |bytes| bytes.len());
         let queued = || heap.map_or_else(|| Queued::Slot(staged.take()), Queued::Heap);
         // While a message waits in the heap nobody is to have a place for another.
         let missed = match this.shared.line().join_reserved(&mut this.sink.word, ready, queued) {

@@ -1,6 +1,7 @@
 //! One run of delivery: what whoever passes the turnstile does inside, from the look for new subscribers to the ring for those who
 //! sleep.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering;
 
 use super::{Control, Queued, Shared};
@@ -24,11 +25,24 @@ impl Shared {
     #[inline]
     pub(in crate::publisher) fn enter(&self) -> Option<Inside<'_, Delivery>> {
         let inside = self.delivery.enter();
-        if inside.is_none() && self.delivery.is_poisoned() && !self.has_ended() {
-            // Somebody panicked inside: nothing can be delivered any more, and nobody is to wait for it.
-            self.die();
+        if inside.is_none() && self.delivery.is_poisoned() {
+            self.end_poisoned();
         }
         inside
+    }
+
+    /// After a panic inside: nothing can be delivered any more, and nothing is to wait for it. Subscribers are told, and all slots go back
+    /// that can still be found.
+    #[cold]
+    fn end_poisoned(&self) {
+        self.die();
+        // What is left may be anything: a panic more is the last one.
+        let finish = AssertUnwindSafe(|| self.delivery.salvage(|delivery| self.finish_dead(delivery)));
+        if catch_unwind(finish).is_err() {
+            tracing::error!(
+                "a panic in the middle of a delivery has left memory behind that is in use for ever"
+            );
+        }
     }
 
     /// What is done first at every entry: new subscribers, if there may be some, and what the tasks have said.
@@ -102,6 +116,25 @@ impl Shared {
         }
     }
 
+    /// The end without order: all that was not delivered goes back to the pool.
+    fn finish_dead(&self, delivery: &mut Delivery) {
+        if !delivery.finished {
+            delivery.finish(false);
+        }
+        self.give_back_queued(delivery);
+    }
+
+    /// Gives back what joined and is not delivered: only after a death, a clean end waits until there is nothing. The pool may be shared,
+    /// and go on.
+    fn give_back_queued(&self, delivery: &mut Delivery) {
+        while let Some(queued) = delivery.front.pop() {
+            if let Queued::Slot(slot) = queued {
+                slot.give_back();
+            }
+        }
+        drop(self.fed.lock().take());
+    }
+
     /// Delivers from the head and the queue until they are empty, stuck, or enough for one run.
     pub(super) fn work(&self, delivery: &mut Delivery) {
         let pool = self.pool.core();
@@ -109,13 +142,7 @@ impl Shared {
             delivery.finish(false);
         }
         if delivery.finished {
-            // Only after a death: a clean end waits until it is empty. The pool may be shared, and go on.
-            while let Some(queued) = delivery.front.pop() {
-                if let Queued::Slot(slot) = queued {
-                    slot.give_back();
-                }
-            }
-            drop(self.fed.lock().take());
+            self.give_back_queued(delivery);
             return;
         }
         if pool.budget.gate.has_waiters() {
