@@ -14,7 +14,7 @@ pub(crate) use self::in_flight::{Flight, InFlight};
 pub(crate) use self::page::LinkPage;
 pub(crate) use self::rx::{Ended, LinkRx, Next};
 pub(crate) use self::shared::LinkShared;
-pub(crate) use self::tx::{LinkError, LinkSeed, LinkTx, Message, Offer, Seat};
+pub(crate) use self::tx::{Holding, LinkError, LinkSeed, LinkTx, Message, Offer, Seat};
 
 use crate::access::Access;
 use crate::proto::Misbehaved;

@@ -2,6 +2,7 @@
 //!
 //! This file is the handle; acceptance and delivery are in `shared` and `delivery`, the task in `task`.
 
+mod backlog;
 mod builder;
 mod delivery;
 mod error;
@@ -11,6 +12,7 @@ mod patience;
 pub(crate) mod shared;
 mod sink;
 mod staged;
+mod stall;
 mod stats;
 mod task;
 #[cfg(all(test, not(tokio_shm_loom)))]
@@ -22,7 +24,7 @@ use std::time::{Duration, Instant};
 
 pub use self::builder::ShmPublisherBuilder;
 pub use self::error::{BindError, FlushError, LoanError, SendError, SendErrorKind, SinkError};
-use self::shared::{Queued, Shared};
+use self::shared::Shared;
 use self::sink::SinkState;
 use self::staged::Staged;
 pub use self::stats::PublisherStats;
@@ -423,7 +425,7 @@ impl ShmPublisher {
         if self.shared.deliver_now(|| staged.take()) {
             return Some(Ok(()));
         }
-        match self.shared.line().join(|| Queued::Slot(staged.take())) {
+        match self.shared.join(|| staged.take()) {
             // Missed or not: it is delivered now.
             Ok(_) => {
                 kill_point!("send: queued");

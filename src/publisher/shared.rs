@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
+use super::backlog::Backlog;
 use super::delivery::Delivery;
 use super::error::{FlushError, LoanError};
 use super::links::{Acceptor, NewLink};
@@ -22,10 +23,11 @@ use crate::OnFull;
 use crate::access::Access;
 use crate::event::Notifier;
 use crate::gate::Gate;
-use crate::line::{Line, is_reached};
+use crate::line::{Joined, Line, NoPlace, is_reached};
 use crate::link::LinkSeed;
 use crate::pool::core::{Collect, Slot};
 use crate::pool::{PooledSegment, ShmSegmentPool};
+use crate::proto::class::GRAIN;
 use crate::sys::clock::monotonic_ns;
 use crate::sys::fork::{Disown, Origin, PerProcess, Registration};
 use crate::topic::TopicName;
@@ -67,6 +69,7 @@ pub(crate) struct Config {
     pub(crate) history: usize,
     pub(crate) max_subscribers: u32,
     pub(crate) evict_after: Option<Duration>,
+    pub(crate) link_bytes: Option<u64>,
 }
 
 pub(crate) struct Shared {
@@ -79,6 +82,8 @@ pub(crate) struct Shared {
     /// Handles that exist; the last one to go closes the publisher.
     pub(crate) handles: AtomicUsize,
     line: Arc<Line<Queued>>,
+    /// Bytes of what is in `line`.
+    backlog: Backlog,
     /// Senders that wait for a place.
     pub(crate) room: Gate,
     /// Sinks that wait for a place. A gate of their own, where all are always woken: one whose owner polls it no more
@@ -113,6 +118,8 @@ pub(crate) struct Shared {
     retry_at: AtomicU64,
     /// Messages come so fast that not each one's time is noted: the tx task has to note the last ones'.
     rush: AtomicBool,
+    /// The tx task looks for subscribers that keep senders waiting for long.
+    watching: AtomicBool,
     published: AtomicU64,
     /// Shared with the links, which count.
     pub(crate) dropped: Arc<AtomicU64>,
@@ -138,7 +145,10 @@ impl Shared {
         notifier: Notifier,
     ) -> Arc<Self> {
         let (line, front) = Line::new(config.queue);
-        let delivery = Delivery::new(config.id, config.history, Arc::clone(pool.core()), front);
+        pool.core().add_publisher();
+        let link_share = config.link_bytes.map(|bytes| bytes.div_ceil(GRAIN as u64));
+        let delivery = Delivery::new(config.id, config.history, link_share, Arc::clone(pool.core()), front);
+        let bounded = config.link_bytes.is_none().then(|| pool.core().part());
         // The tx task sees to the end, wherever the panic was.
         let alarm = notifier.clone();
         let shared = Arc::new(Self {
@@ -147,6 +157,7 @@ impl Shared {
             delivery: Turnstile::new(delivery).with_alarm(move || {
                 let _ = alarm.notify();
             }),
+            backlog: Backlog::new(bounded, config.queue),
             line,
             pool,
             acceptor,
@@ -169,6 +180,7 @@ impl Shared {
             gone: AtomicBool::new(false),
             retry_at: AtomicU64::new(0),
             rush: AtomicBool::new(false),
+            watching: AtomicBool::new(false),
             published: AtomicU64::new(0),
             dropped: Arc::default(),
             copied_bytes: AtomicU64::new(0),
@@ -190,6 +202,27 @@ impl Shared {
     #[inline]
     pub(crate) fn line(&self) -> &Line<Queued> {
         &self.line
+    }
+
+    /// Whether the bytes in the line leave room for another message.
+    #[inline]
+    pub(crate) fn backlog_has_room(&self) -> bool {
+        self.backlog.has_room()
+    }
+
+    /// Puts a message into the line, if there is a place for it.
+    pub(crate) fn join(&self, message: impl FnOnce() -> Arc<Slot>) -> Result<Joined, NoPlace> {
+        if !self.backlog.has_room() && !self.is_closed() {
+            return Err(NoPlace::Full);
+        }
+        self.line.join(|| self.queued(message()))
+    }
+
+    /// A message that has a place in the line, to be put there.
+    #[inline]
+    pub(crate) fn queued(&self, slot: Arc<Slot>) -> Queued {
+        self.backlog.add(&slot);
+        Queued::Slot(slot)
     }
 
     #[inline]
@@ -400,6 +433,20 @@ impl Shared {
         due
     }
 
+    /// Warns of subscribers that keep senders waiting, and says in how many nanoseconds to look again.
+    pub(crate) fn warn_of_stalls(&self) -> Option<u64> {
+        if !self.watching.load(Ordering::Acquire) {
+            return None;
+        }
+        let Some(mut delivery) = self.enter() else { return Some(EVICT_RETRY_NS) };
+        let (now, mut stalls) = (monotonic_ns(), Vec::new());
+        let next = delivery.stalls(now, &mut stalls);
+        self.watching.store(next.is_some(), Ordering::Release);
+        self.leave(delivery);
+        stalls.iter().for_each(|stall| stall.warn(self.config.topic.as_str()));
+        next.map(|next| next.saturating_sub(now))
+    }
+
     /// Does what was put off and is due, for the tx task.
     pub(crate) fn try_again(&self) {
         let now = monotonic_ns();
@@ -447,6 +494,12 @@ impl Disown for Shared {
     }
 }
 
+impl Drop for Shared {
+    fn drop(&mut self) {
+        self.pool.core().remove_publisher();
+    }
+}
+
 impl Collect for Shared {
     fn collect(&self) {
         for _ in 0..COLLECT_SPINS {
@@ -455,7 +508,7 @@ impl Collect for Shared {
                 delivery.retire();
                 // What a sink has fed may have all the memory there is.
                 self.work(&mut delivery);
-                delivery.reclaim();
+                self.reclaim(&mut delivery);
                 self.leave(delivery);
                 return;
             }

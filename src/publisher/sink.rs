@@ -75,7 +75,7 @@ impl SinkState {
             self.fed = 0;
         }
         if self.place == Place::Kept {
-            if shared.starved_for().is_some() {
+            if shared.starved_for().is_some() || !shared.backlog_has_room() {
                 self.give_up_kept(shared);
             } else {
                 self.place = Place::Ready;
@@ -173,7 +173,7 @@ fn make_ready(shared: &Shared, word: &mut u64) -> Option<Result<(), NoPlace>> {
 
 /// `None`: not now. While a message waits in the heap for memory nobody gets a place, so that such are few.
 fn try_reserve(shared: &Shared, word: &mut u64) -> Option<Result<(), NoPlace>> {
-    if shared.starved_for().is_some() && !shared.is_closed() {
+    if (shared.starved_for().is_some() || !shared.backlog_has_room()) && !shared.is_closed() {
         return None;
     }
     match shared.line().reserve(word) {
@@ -218,7 +218,7 @@ impl<B: Payload> Sink<B> for ShmPublisher {
         *this.sink.flushing.get_mut() = None;
         let ready = heap.is_none();
         let len = heap.as_ref().map_or_else(|| staged.len(), |bytes| bytes.len());
-        let queued = || heap.map_or_else(|| Queued::Slot(staged.take()), Queued::Heap);
+        let queued = || heap.map_or_else(|| this.shared.queued(staged.take()), Queued::Heap);
         // While a message waits in the heap nobody is to have a place for another.
         let missed = match this.shared.line().join_reserved(&mut this.sink.word, ready, queued) {
             Ok(Joined { missed, kept }) => {

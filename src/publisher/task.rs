@@ -119,8 +119,15 @@ impl TxTask {
     }
 
     fn set_timer(&self) {
-        let due =
-            [self.shared.evict(), self.shared.retry_in(), self.shared.end_rush()].into_iter().flatten().min();
+        let due = [
+            self.shared.evict(),
+            self.shared.warn_of_stalls(),
+            self.shared.retry_in(),
+            self.shared.end_rush(),
+        ]
+        .into_iter()
+        .flatten()
+        .min();
         if let Some(due) = due {
             self.timer.get().set(due.max(1));
         }

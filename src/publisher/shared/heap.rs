@@ -26,7 +26,7 @@ impl Shared {
     #[inline]
     pub(super) fn next_queued(&self, delivery: &mut Delivery, popped: &mut usize) -> Option<Arc<Slot>> {
         if delivery.waiting.is_empty() {
-            let queued = delivery.front.pop()?;
+            let queued = self.pop(delivery)?;
             *popped += 1;
             match queued {
                 Queued::Slot(slot) => return Some(slot),
@@ -68,13 +68,13 @@ impl Shared {
     /// Only where no subscriber has any to release: with all memory in messages behind the one that waits for some, it
     /// would wait for ever.
     fn swap_out(&self, delivery: &mut Delivery, len: usize, popped: &mut usize) -> Option<PooledSegment> {
-        delivery.reclaim();
+        self.reclaim(delivery);
         if let Some(idle) = self.pool.take_idle(len) {
             return Some(idle);
         }
         // No more of them than the queue is long: each has given its place to another.
         while !delivery.has_tickets_out() && delivery.waiting.len() <= self.config.queue as usize {
-            let queued = delivery.front.pop()?;
+            let queued = self.pop(delivery)?;
             *popped += 1;
             match queued {
                 Queued::Heap(bytes) => delivery.waiting.push_back(*bytes),

@@ -127,7 +127,7 @@ impl Shared {
     /// Gives back what joined and is not delivered: only after a death, a clean end waits until there is nothing. The pool may be shared,
     /// and go on.
     fn give_back_queued(&self, delivery: &mut Delivery) {
-        while let Some(queued) = delivery.front.pop() {
+        while let Some(queued) = self.pop(delivery) {
             if let Queued::Slot(slot) = queued {
                 slot.give_back();
             }
@@ -146,7 +146,7 @@ impl Shared {
             return;
         }
         if pool.budget.gate.has_waiters() {
-            delivery.reclaim();
+            self.reclaim(delivery);
         }
         let mut done = 0;
         let mut heads_done = 0;
@@ -155,11 +155,10 @@ impl Shared {
             if delivery.is_stuck() {
                 let goes_on = delivery.retry_head() || (delivery.look_for_room() && delivery.retry_head());
                 if !goes_on {
-                    let begun = delivery.arm_stuck(monotonic_ns());
+                    if delivery.arm_stuck(monotonic_ns()) {
+                        self.watch_stalls();
+                    }
                     if !delivery.retry_head() {
-                        if begun && self.config.evict_after.is_some() {
-                            self.notify();
-                        }
                         if delivery.is_crowded()
                             && self.retry_at.swap(monotonic_ns() + CROWDED_RETRY_NS, Ordering::AcqRel) == 0
                         {
@@ -206,6 +205,35 @@ impl Shared {
                 self.room.wake(1);
             }
         }
+    }
+
+    /// Returns to the pool whatever subscribers have released.
+    pub(super) fn reclaim(&self, delivery: &mut Delivery) {
+        if delivery.reclaim() {
+            self.watch_stalls();
+        }
+    }
+
+    /// Has the tx task look how long senders wait for a subscriber, unless it does already.
+    fn watch_stalls(&self) {
+        // Plain: changed inside the turnstile only.
+        let watching = self.watching.load(Ordering::Relaxed);
+        if !watching {
+            self.watching.store(true, Ordering::Release);
+        }
+        if !watching || self.config.evict_after.is_some() {
+            self.notify();
+        }
+    }
+
+    /// The first in the line, whose bytes are counted off.
+    #[inline]
+    pub(super) fn pop(&self, delivery: &mut Delivery) -> Option<Queued> {
+        let queued = delivery.front.pop();
+        if let Some(Queued::Slot(slot)) = &queued {
+            self.backlog.remove(slot);
+        }
+        queued
     }
 
     /// Rings who has to be woken and opens the turnstile; if somebody knocked meanwhile, his work is done too.
@@ -266,6 +294,7 @@ impl Shared {
             self.notify();
         }
         if std::mem::take(&mut delivery.links_changed) {
+            self.backlog.set_part(delivery.part);
             self.subscribers.swap(delivery.subscribers(), Ordering::AcqRel);
             self.subscribers_changed.wake_all();
         }
