@@ -8,15 +8,11 @@ use std::sync::Arc;
 use super::pace::Pace;
 use super::patience::{LOOKS, LOOKS_IN_VAIN, PAUSES, Patience};
 use super::shared::Queued;
-use super::stall::{Stall, Watch};
 use crate::line::Front;
 use crate::link::{InFlight, LinkError, LinkSeed, LinkTx, Message, Offer};
 use crate::pool::core::{PoolCore, Slot};
 use crate::proto::bell;
-use crate::proto::class::GRAIN;
 use crate::proto::joinlog::JoinLog;
-use crate::proto::share::Shares;
-use crate::sys::clock::monotonic_ns;
 
 pub(crate) struct Delivery {
     publisher: u128,
@@ -27,8 +23,6 @@ pub(crate) struct Delivery {
     next_seq: u64,
     /// Accepted, on some links already, and waiting for room on the others.
     head: Option<Message>,
-    /// The head has not been in line.
-    pub(crate) is_head_direct: bool,
     /// Whether to look for room for it.
     patience: Patience,
     /// The last messages, for subscribers that join late; newest last.
@@ -48,14 +42,6 @@ pub(crate) struct Delivery {
     pub(crate) last_accept: u64,
     /// How many dropped segments of the pool the links know of.
     retired: u64,
-    /// A link's share of the pool in units of `GRAIN`, if it was set.
-    link_share: Option<u64>,
-    /// The publisher's part of its pool, in the same units.
-    pub(crate) part: u64,
-    /// Since when a loan has been waiting for memory that subscribers hold, in clock nanoseconds.
-    starving_since: Option<u64>,
-    /// When a warning was given of that.
-    starving_warned_at: Option<u64>,
     /// Messages in the heap that wait for slots, in order; they come before the queue.
     pub(crate) waiting: VecDeque<Box<[u8]>>,
     /// Links have come or gone since this was last cleared.
@@ -68,18 +54,16 @@ impl Delivery {
     pub(crate) fn new(
         publisher: u128,
         history_len: usize,
-        link_share: Option<u64>,
         pool: Arc<PoolCore>,
         front: Front<Queued>,
     ) -> Self {
-        let mut delivery = Self {
+        Self {
             publisher,
             front,
             links: Vec::new(),
             in_flight: InFlight::new(pool),
             next_seq: 0,
             head: None,
-            is_head_direct: false,
             patience: Patience::default(),
             history: VecDeque::with_capacity(history_len.min(1_024)),
             history_len,
@@ -90,28 +74,10 @@ impl Delivery {
             timed: false,
             last_accept: 0,
             retired: 0,
-            link_share,
-            part: 0,
-            starving_since: None,
-            starving_warned_at: None,
             waiting: VecDeque::new(),
             links_changed: false,
             finished: false,
-        };
-        delivery.divide(0);
-        delivery
-    }
-
-    /// Divides the publisher's part of the pool among so many links.
-    fn divide(&mut self, links: usize) {
-        let pool = self.in_flight.pool();
-        let part = pool.part();
-        self.part = part;
-        self.in_flight.shares = match self.link_share {
-            Some(each) => Shares::fixed(part, each),
-            None => Shares::divide(part, links),
-        };
-        self.links_changed = true;
+        }
     }
 
     #[inline]
@@ -167,19 +133,14 @@ impl Delivery {
 
     /// Tries the links again that kept the head waiting; `false` if one still does.
     pub(crate) fn retry_head(&mut self) -> bool {
-        let Some(message) = self.head.take() else { return true };
-        let gone = self.offer(message);
-        if gone {
-            self.links.iter_mut().for_each(|link| link.blocked_since = None);
+        match self.head.take() {
+            Some(message) => self.offer(message),
+            None => true,
         }
-        gone
     }
 
     #[inline]
     fn offer(&mut self, message: Message) -> bool {
-        if self.in_flight.is_scarce() {
-            self.make_room(message);
-        }
         let mut stuck = false;
         let mut broken = false;
         for link in &mut self.links {
@@ -203,19 +164,6 @@ impl Delivery {
             self.remember(message);
         }
         true
-    }
-
-    /// Makes room for the message where a link's share has none: by what subscribers released, then by what the history has.
-    #[cold]
-    fn make_room(&mut self, message: Message) {
-        if self.links.iter().all(|link| link.fits(message.flight, &self.in_flight)) {
-            return;
-        }
-        for link in &mut self.links {
-            link.reclaim(&mut self.in_flight);
-        }
-        self.remove_broken();
-        while self.in_flight.is_exceeded() && self.give_up_history() {}
     }
 
     /// Whether messages were delivered whose time is not noted yet.
@@ -272,7 +220,7 @@ impl Delivery {
             let mut much = true;
             for link in self.links.iter_mut().filter(|link| link.is_behind(head.seq)) {
                 link.reclaim(&mut self.in_flight);
-                some |= link.has_room() && link.fits(head.flight, &self.in_flight);
+                some |= link.has_room();
                 much &= link.has_much_room();
             }
             if much || (look >= LOOKS_IN_VAIN && !some) {
@@ -288,40 +236,19 @@ impl Delivery {
     /// more afterwards. `true` if one of them has only just begun to.
     pub(crate) fn arm_stuck(&mut self, now: u64) -> bool {
         let Some(head) = &self.head else { return false };
-        let in_flight = &self.in_flight;
-        // What one has no share for any other may release.
-        let short = self.links.iter().any(|link| link.is_short(*head, in_flight));
-        // One that has nothing keeps no sender waiting: it is kept from the message by the one that has most.
-        let innocent = |link: &LinkTx| link.is_short(*head, in_flight) && link.held_bytes() == 0;
-        let most = self.links.iter().any(innocent).then(|| self.fullest()).flatten();
         let mut begun = false;
-        for (index, link) in self.links.iter_mut().enumerate() {
-            let behind = link.is_behind(head.seq);
-            if (behind && !innocent(link)) || most == Some(index) {
-                begun |= link.blocked_since.is_none();
-                link.blocked_since.get_or_insert(now);
-            } else {
-                link.blocked_since = None;
-            }
-            if behind || short {
-                link.arm_credit();
-                kill_point!("head: credit armed");
-            }
+        for link in self.links.iter_mut().filter(|link| link.is_behind(head.seq)) {
+            begun |= link.blocked_since.is_none();
+            link.blocked_since.get_or_insert(now);
+            link.arm_credit();
+            kill_point!("head: credit armed");
         }
         begun
     }
 
-    /// The link whose subscriber has most of the pool.
-    fn fullest(&self) -> Option<usize> {
-        let links = self.links.iter().map(LinkTx::held_bytes).enumerate();
-        links.filter(|(_, held)| *held > 0).max_by_key(|(_, held)| *held).map(|(index, _)| index)
-    }
-
     /// Returns to the pool whatever subscribers have released. For a pool that has waiters, subscribers are asked to
-    /// ring at the next release as well, and if nothing came free, messages are given up. `true` if a wait for what
-    /// subscribers have has only just begun.
-    #[must_use]
-    pub(crate) fn reclaim(&mut self) -> bool {
+    /// ring at the next release as well, and if nothing came free, messages are given up.
+    pub(crate) fn reclaim(&mut self) {
         let waited_for = self.in_flight.pool().budget.gate.has_waiters();
         let mut freed = 0;
         for link in &mut self.links {
@@ -330,46 +257,32 @@ impl Delivery {
             }
             freed += link.reclaim(&mut self.in_flight);
         }
-        let in_vain = waited_for && freed == 0 && !self.give_up_oldest();
-        self.remove_broken();
-        if !in_vain || !self.in_flight.is_half() {
-            self.starving_since = None;
-            return false;
+        if waited_for && freed == 0 {
+            self.give_up_oldest();
         }
-        let begun = self.starving_since.is_none();
-        self.starving_since.get_or_insert_with(monotonic_ns);
-        begun
+        self.remove_broken();
     }
 
     /// Gives up messages until a slot comes free, which wakes who waits for it to look, and perhaps to come here again.
     ///
     /// First the oldest of the history that nobody else has; then those not received yet by subscribers that agreed to
     /// lose such, oldest first. What others have as well frees nothing: that must not be the end of it, because
-    /// nobody would come here again. `false` if there is none left to give up.
+    /// nobody would come here again.
     #[cold]
-    fn give_up_oldest(&mut self) -> bool {
+    fn give_up_oldest(&mut self) {
         loop {
-            if self.give_up_history() {
-                return true;
+            let unshared = self.history.iter().position(|message| self.in_flight.is_unshared(message.flight));
+            if let Some(message) = unshared.and_then(|at| self.history.remove(at)) {
+                self.in_flight.release(message.flight);
+                return;
             }
             let in_flight = &mut self.in_flight;
             let mut taken =
                 self.links.iter_mut().filter_map(|link| link.take_back_oldest(in_flight)).peekable();
-            if taken.peek().is_none() {
-                return false;
-            }
-            if taken.fold(false, |freed, came_free| freed | came_free) {
-                return true;
+            if taken.peek().is_none() || taken.fold(false, |freed, came_free| freed | came_free) {
+                return;
             }
         }
-    }
-
-    /// Gives up the oldest message of the history that no subscriber has; `false` if there is none.
-    fn give_up_history(&mut self) -> bool {
-        let unshared = self.history.iter().position(|message| self.in_flight.is_unshared(message.flight));
-        let Some(message) = unshared.and_then(|at| self.history.remove(at)) else { return false };
-        self.in_flight.release(message.flight);
-        true
     }
 
     /// Tells subscribers of segments that the pool has dropped.
@@ -378,9 +291,6 @@ impl Delivery {
         let retired = self.in_flight.pool().budget.retired();
         if retired != self.retired {
             self.retired = retired;
-            if self.part != self.in_flight.pool().part() {
-                self.divide(self.links.len());
-            }
             for link in &mut self.links {
                 link.retire_segments();
             }
@@ -396,14 +306,12 @@ impl Delivery {
             Some(head) if head.seq >= expect => head.seq,
             _ => self.next_seq,
         };
-        self.divide(self.links.len() + 1);
-        while self.in_flight.is_exceeded() && self.give_up_history() {}
         match seed.welcome(self.publisher, expect, next_seq, &self.history, &mut self.in_flight) {
-            Ok(link) => self.links.push(link),
-            Err(error) => {
-                self.divide(self.links.len());
-                tracing::debug!(%error, "a subscriber left while it was being welcomed");
+            Ok(link) => {
+                self.links.push(link);
+                self.links_changed = true;
             }
+            Err(error) => tracing::debug!(%error, "a subscriber left while it was being welcomed"),
         }
     }
 
@@ -430,60 +338,20 @@ impl Delivery {
         }
     }
 
-    /// Ends the links that have kept senders waiting since before `limit`: a head, by themselves, or a loan, by having most of what it
-    /// waits for.
+    /// Ends the links that have kept senders waiting since before `limit`, and says when the next one is due.
     pub(crate) fn evict(&mut self, limit: u64) {
         let stuck = |link: &LinkTx| link.blocked_since.is_some_and(|since| since <= limit);
         while let Some(index) = self.links.iter().position(stuck) {
-            self.evict_link(index);
-        }
-        if self.starving_since().is_some_and(|since| since <= limit) {
-            // Set anew by the next look for memory that is in vain.
-            self.starving_since = None;
-            if self.in_flight.pool().budget.gate.has_waiters()
-                && let Some(index) = self.fullest()
-            {
-                self.evict_link(index);
-            }
+            let link = self.links.swap_remove(index);
+            self.links_changed = true;
+            tracing::warn!(link = link.id, "a subscriber was stuck for too long and has been disconnected");
+            link.evict(&mut self.in_flight);
         }
     }
 
-    fn evict_link(&mut self, index: usize) {
-        let link = self.links.swap_remove(index);
-        self.divide(self.links.len());
-        tracing::warn!(link = link.id, "a subscriber was stuck for too long and has been disconnected");
-        link.evict(&mut self.in_flight);
-    }
-
-    /// The earliest time at which senders began to wait for a subscriber.
+    /// The earliest time at which some link began to keep senders waiting.
     pub(crate) fn stuck_since(&self) -> Option<u64> {
-        self.links.iter().filter_map(|link| link.blocked_since).chain(self.starving_since()).min()
-    }
-
-    /// Since when a loan has been waiting for memory that a subscriber has, and not for one that keeps the head waiting.
-    fn starving_since(&self) -> Option<u64> {
-        self.starving_since.filter(|_| self.links.iter().all(|link| link.blocked_since.is_none()))
-    }
-
-    /// Adds to `stalls` the subscribers for which senders have been waiting for long, and says when to look again. `None`: when one of
-    /// them begins to keep senders waiting.
-    pub(crate) fn stalls(&mut self, now: u64, stalls: &mut Vec<Stall>) -> Option<u64> {
-        let mut watch = Watch::new(now);
-        let share = self.in_flight.shares.each().saturating_mul(GRAIN as u64);
-        let mut stall = |link: &LinkTx, waited_ns, for_memory| {
-            stalls.push(Stall { subscriber: link.holding(), waited_ns, share, for_memory });
-        };
-        for link in &mut self.links {
-            if let Some(waited) = watch.is_due(link.blocked_since, &mut link.warned_at) {
-                stall(link, waited, false);
-            }
-        }
-        if let Some(fullest) = self.fullest()
-            && let Some(waited) = watch.is_due(self.starving_since(), &mut self.starving_warned_at)
-        {
-            stall(&self.links[fullest], waited, true);
-        }
-        watch.next()
+        self.links.iter().filter_map(|link| link.blocked_since).min()
     }
 
     /// Ends everything. After a `clean` end subscribers know that nothing is missing.
@@ -526,8 +394,7 @@ impl Delivery {
 
     fn take_link(&mut self, id: u64) -> Option<LinkTx> {
         let index = self.links.iter().position(|link| link.id == id)?;
-        let link = self.links.swap_remove(index);
-        self.divide(self.links.len());
-        Some(link)
+        self.links_changed = true;
+        Some(self.links.swap_remove(index))
     }
 }

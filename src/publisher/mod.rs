@@ -2,7 +2,6 @@
 //!
 //! This file is the handle; acceptance and delivery are in `shared` and `delivery`, the task in `task`.
 
-mod backlog;
 mod builder;
 mod delivery;
 mod error;
@@ -12,11 +11,8 @@ mod patience;
 pub(crate) mod shared;
 mod sink;
 mod staged;
-mod stall;
 mod stats;
 mod task;
-#[cfg(all(test, not(tokio_shm_loom)))]
-mod tests;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -24,7 +20,7 @@ use std::time::{Duration, Instant};
 
 pub use self::builder::ShmPublisherBuilder;
 pub use self::error::{BindError, FlushError, LoanError, SendError, SendErrorKind, SinkError};
-use self::shared::Shared;
+use self::shared::{Queued, Shared};
 use self::sink::SinkState;
 use self::staged::Staged;
 pub use self::stats::PublisherStats;
@@ -262,8 +258,8 @@ impl ShmPublisher {
     ///
     /// Cancel safe: delivery goes on.
     pub async fn flush(&self) -> Result<(), FlushError> {
-        let target = self.shared.flush_target();
         self.shared.pump();
+        let target = self.shared.flush_target();
         match self.shared.flushed.wait_until(|| self.shared.flushed(target)).await {
             true => Ok(()),
             false => Err(self.shared.flush_error()),
@@ -354,10 +350,9 @@ impl ShmPublisher {
         deadline: Option<Instant>,
     ) -> Result<(), SendError<B::Returned>> {
         let mut staged = Staged::new(buf);
-        let mut len = staged.len();
-        while !staged.is_ready(self.home()) {
-            match self.loan_until(len, deadline) {
-                Ok(loan) => len = self.copy_late(&mut staged, loan),
+        if !staged.is_ready(self.home()) {
+            match self.loan_until(staged.bytes().len(), deadline) {
+                Ok(loan) => self.copy(&mut staged, loan),
                 Err(error) => return Err(staged.into_error(error)),
             }
         }
@@ -376,24 +371,16 @@ impl ShmPublisher {
     #[inline]
     fn stage_now<B: Payload>(&self, staged: &mut Staged<B>) -> Result<(), SendErrorKind> {
         if !staged.is_ready(self.home()) {
-            let copied = staged.copy(|bytes| self.try_loan(bytes.len()).map(ShmLoan::into_segment))?;
-            self.count_copied(copied);
+            let loan = self.try_loan(staged.bytes().len())?;
+            self.copy(staged, loan);
         }
         Ok(())
     }
 
     #[inline]
-    fn count_copied(&self, bytes: usize) {
-        self.shared.copied_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
-    }
-
-    /// Copies a message into memory that was waited for, unless it has become longer than that; how long it is.
-    fn copy_late<B: Payload>(&self, staged: &mut Staged<B>, loan: ShmLoan) -> usize {
-        let len = staged.copy_late(loan.into_segment());
-        if staged.is_ready(self.home()) {
-            self.count_copied(len);
-        }
-        len
+    fn copy<B: Payload>(&self, staged: &mut Staged<B>, loan: ShmLoan) {
+        let copied = staged.copy_to(loan.into_segment());
+        self.shared.copied_bytes.fetch_add(copied as u64, Ordering::Relaxed);
     }
 
     #[cold]
@@ -406,10 +393,9 @@ impl ShmPublisher {
     /// What is left of a `send` that has to wait, for memory or for a place.
     #[cold]
     async fn send_waiting<B: Payload>(&self, mut staged: Staged<B>) -> Result<(), SendError<B::Returned>> {
-        let mut len = staged.len();
-        while !staged.is_ready(self.home()) {
-            match self.loan(len).await {
-                Ok(loan) => len = self.copy_late(&mut staged, loan),
+        if !staged.is_ready(self.home()) {
+            match self.loan(staged.bytes().len()).await {
+                Ok(loan) => self.copy(&mut staged, loan),
                 Err(error) => return Err(staged.into_error(error)),
             }
         }
@@ -425,9 +411,8 @@ impl ShmPublisher {
         if self.shared.deliver_now(|| staged.take()) {
             return Some(Ok(()));
         }
-        match self.shared.join(|| staged.take()) {
-            // Missed or not: it is delivered now.
-            Ok(_) => {
+        match self.shared.line().join(|| Queued::Slot(staged.take())) {
+            Ok(()) => {
                 kill_point!("send: queued");
                 self.shared.pump();
                 Some(Ok(()))

@@ -3,7 +3,7 @@
 use std::future::pending;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::time::{
     Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
@@ -29,12 +29,7 @@ pub(crate) struct TxTask {
     place: Published,
     /// Made in good time: what it is for is, among others, that no descriptor is to be had.
     timer: Watched<Timer>,
-    /// The system refused the memory for the message that waits in the heap; said once, until it is there.
-    refused: AtomicBool,
 }
-
-/// When to ask again for memory that the system has refused: it comes free without a word.
-const MEMORY_RETRY_NS: u64 = 20_000_000;
 
 impl TxTask {
     /// # Panics
@@ -47,8 +42,7 @@ impl TxTask {
         place: Published,
     ) -> std::io::Result<Self> {
         let timer = Watched::register(Timer::new()?)?;
-        let refused = AtomicBool::new(false);
-        Ok(Self { listener: Watched::register(listener)?, shared, waiter, place, timer, refused })
+        Ok(Self { listener: Watched::register(listener)?, shared, waiter, place, timer })
     }
 
     pub(crate) async fn run(self) {
@@ -99,19 +93,13 @@ impl TxTask {
 
     /// Waits for a slot for the message that waits in the heap, if one does.
     async fn feed(&self) -> Option<PooledSegment> {
-        let Some(len) = self.shared.slot_wanted() else { return pending().await };
+        let Some(len) = self.shared.starved_for() else { return pending().await };
         let shared = &self.shared;
         match shared.pool.take_until(len, || shared.has_ended()).await {
-            Some(Ok(segment)) => {
-                self.refused.store(false, Ordering::Relaxed);
-                Some(segment)
-            }
+            Some(Ok(segment)) => Some(segment),
             Some(Err(error)) => {
-                if !self.refused.swap(true, Ordering::Relaxed) {
-                    tracing::warn!(%error, "a message that a sink accepted waits for memory");
-                }
-                // It is tried again then, or with whatever happens before.
-                self.timer.get().set(MEMORY_RETRY_NS);
+                tracing::warn!(%error, "a message that a sink accepted waits for memory");
+                // It is tried again with whatever happens next: a release, a send, a subscriber that goes.
                 pending().await
             }
             None => None,
@@ -119,15 +107,8 @@ impl TxTask {
     }
 
     fn set_timer(&self) {
-        let due = [
-            self.shared.evict(),
-            self.shared.warn_of_stalls(),
-            self.shared.retry_in(),
-            self.shared.end_rush(),
-        ]
-        .into_iter()
-        .flatten()
-        .min();
+        let due =
+            [self.shared.evict(), self.shared.retry_in(), self.shared.end_rush()].into_iter().flatten().min();
         if let Some(due) = due {
             self.timer.get().set(due.max(1));
         }
