@@ -15,7 +15,8 @@ pub(crate) struct Budget {
     max: u64,
     /// Bytes of all segments that exist or are being made. Changed by read-modify-write only; never above `max`.
     used: AtomicU64,
-    /// Segments dropped so far: tells publishers that there is something to retire.
+    /// Segments dropped so far, and publishers that came or went: tells publishers that there is something to retire, or another part
+    /// of the cap for them.
     retired: AtomicU64,
     /// Waiters for a slot or for bytes: their conditions differ, so they are always all woken.
     pub(crate) gate: Gate,
@@ -35,7 +36,7 @@ impl Budget {
         self.retired.load(Ordering::Relaxed)
     }
 
-    /// Notes that a segment is gone.
+    /// Notes that a segment is gone, or that the cap is divided anew.
     pub(crate) fn count_retired(&self) {
         self.retired.fetch_add(1, Ordering::Release);
     }

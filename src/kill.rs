@@ -8,7 +8,7 @@ mod armed;
 mod tests;
 
 #[cfg(all(test, not(tokio_shm_loom)))]
-pub(crate) use self::armed::pass;
+pub(crate) use self::armed::{detour, pass};
 
 /// Names the instant between the statement before and the one after.
 #[cfg(any(not(test), tokio_shm_loom))]

@@ -35,6 +35,11 @@
 //! itself works as anywhere. So daemonize first and connect then, and have forked workers connect by themselves. (A child of a process with
 //! threads may do little before `exec`, by POSIX: fork before starting a multi-threaded runtime.)
 //!
+//! # Log
+//!
+//! With a [`tracing`] subscriber and `RUST_LOG=tokio_shm=debug`: publishers and subscribers that come and go with their processes, and
+//! the directories that they use. Nothing is logged for a message. A log layer may itself publish by this crate.
+//!
 //! # Features
 //!
 //! - `zenoh`, off by default: `zenoh` and `bridge`, for when one machine is not enough. The pool as a shared-memory
@@ -92,6 +97,8 @@ mod segment;
 mod subscriber;
 #[cfg(not(tokio_shm_loom))]
 mod sys;
+#[cfg(not(tokio_shm_loom))]
+mod text;
 #[cfg(not(tokio_shm_loom))]
 mod topic;
 

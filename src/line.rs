@@ -22,6 +22,9 @@ const CLOSED: u64 = 1 << 63;
 const RESERVED: u64 = 1 << 42;
 const POSITION: u64 = RESERVED - 1;
 
+/// Bit of a stamp: the front came to this place when its thing had joined and was not there yet.
+const MISSED: u64 = 1 << 63;
+
 /// Why there is no place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum NoPlace {
@@ -29,9 +32,20 @@ pub(crate) enum NoPlace {
     Closed,
 }
 
+/// What came of joining.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[must_use = "a front that was turned away relies on another look"]
+pub(crate) struct Joined {
+    /// The front came by between this thread's counting and its putting, and left this thing and all behind it: it must be
+    /// brought here again.
+    pub(crate) missed: bool,
+    /// Another place is reserved in place of the one that was used.
+    pub(crate) kept: bool,
+}
+
 /// A place in the line, used again and again.
 struct Place<T> {
-    /// The position of what was put here last, plus one; 0 for nothing yet.
+    /// The position of what was put here last, plus one; 0 for nothing yet. With [`MISSED`] until the next thing is put.
     stamp: AtomicU64,
     thing: UnsafeCell<Option<T>>,
 }
@@ -62,14 +76,13 @@ impl<T> Line<T> {
         (line, front)
     }
 
-    /// Joins with what `thing` returns, which is called only if there is a place. It must not panic: nobody behind would ever be
+    /// Joins with what `thing` returns, which is called only if there is a place. It must not panic: nothing behind would ever be
     /// reached.
-    pub(crate) fn join(&self, thing: impl FnOnce() -> T) -> Result<(), NoPlace> {
+    pub(crate) fn join(&self, thing: impl FnOnce() -> T) -> Result<Joined, NoPlace> {
         let word = self.word.load(Ordering::Acquire);
         let joined =
             self.change(word, |word, free| if free == 0 { Err(NoPlace::Full) } else { Ok(next(word)) })?;
-        self.put(joined, thing());
-        Ok(())
+        Ok(Joined { missed: self.put(joined, thing()), kept: false })
     }
 
     /// Keeps a place for later. `guess` is the word as the caller saw it last, and is brought up to date.
@@ -81,7 +94,7 @@ impl<T> Line<T> {
         Ok(())
     }
 
-    /// Joins in a reserved place. Where the caller wants to `keep` one and half of all are free, another is reserved in its stead: `true`.
+    /// Joins in a reserved place. Where the caller wants to `keep` one and half of all are free, another is reserved in its stead.
     /// After an error, which can only be that the line is closed, it is given up.
     ///
     /// A full fence at its end stands before the looks for somebody who waits, and for a close.
@@ -91,7 +104,7 @@ impl<T> Line<T> {
         guess: &mut u64,
         keep: bool,
         thing: impl FnOnce() -> T,
-    ) -> Result<bool, NoPlace> {
+    ) -> Result<Joined, NoPlace> {
         let mut kept = false;
         let joined = self.change(*guess, |word, free| {
             kept = keep && free > self.capacity / 2;
@@ -101,8 +114,7 @@ impl<T> Line<T> {
         match joined {
             Ok(joined) => {
                 *guess = joined;
-                self.put(joined, thing());
-                Ok(kept)
+                Ok(Joined { missed: self.put(joined, thing()), kept })
             }
             Err(closed) => {
                 self.cancel_reserved();
@@ -197,9 +209,10 @@ impl<T> Line<T> {
         &self.places[position as usize & (self.places.len() - 1)]
     }
 
-    /// Puts the thing of who has just joined where the owner of the front looks for it.
+    /// Puts the thing of who has just joined where the owner of the front looks for it: `true` if it has looked already.
     #[inline]
-    fn put(&self, joined: u64, thing: T) {
+    fn put(&self, joined: u64, thing: T) -> bool {
+        kill_point!("join: counted");
         let position = joined.wrapping_sub(1) & POSITION;
         let place = self.place(position);
         place.thing.with_mut(|there| {
@@ -208,10 +221,12 @@ impl<T> Line<T> {
             // and had been taken out before that was said (`give_back`, read with Acquire).
             unsafe { *there = Some(thing) };
         });
-        // SYNC POINT: thing put (Release). A swap, because it is most of a full fence as well.
-        place.stamp.swap(position + 1, Ordering::AcqRel);
+        // SYNC POINT: thing put (Release). A swap, because it is most of a full fence as well, and because it says whether the front
+        // was here before: of the two read-modify-writes on the stamp the later one sees the other.
+        let before = place.stamp.swap(position + 1, Ordering::AcqRel);
         // SYNC POINT: joined, then looked whether closed, or who waits.
         fence_after_rmw();
+        before & MISSED != 0
     }
 }
 
@@ -235,14 +250,15 @@ pub(crate) struct Front<T> {
 }
 
 impl<T> Front<T> {
-    /// Takes the first, which keeps its place until that is given back. `None` also where it has joined but is not there yet: whoever
-    /// puts it there has it taken.
+    /// Takes the first, which keeps its place until that is given back. `None` also where it has joined but is not there yet: then
+    /// the one that puts it there is told ([`Joined::missed`]), and has it taken with all behind it.
     #[inline]
     pub(crate) fn pop(&mut self) -> Option<T> {
         let position = self.next & POSITION;
         let place = self.line.place(position);
         // SYNC POINT: thing put (Acquire).
-        if place.stamp.load(Ordering::Acquire) != position + 1 {
+        let stamp = place.stamp.load(Ordering::Acquire);
+        if stamp != position + 1 && (self.is_empty() || self.misses(place, stamp)) {
             return None;
         }
         self.next += 1;
@@ -253,7 +269,16 @@ impl<T> Front<T> {
         })
     }
 
-    /// Whether nobody has joined who was not taken.
+    /// Marks a place whose thing has joined and was not there when `stamp` was read; `false` if it is there by now.
+    #[cold]
+    fn misses(&self, place: &Place<T>, stamp: u64) -> bool {
+        // A mark from an earlier look is still to be found by the one that puts the thing there.
+        stamp & MISSED != 0
+            // SYNC POINT: thing put (Acquire on failure). Only the one that puts the thing there changes the stamp meanwhile.
+            || place.stamp.compare_exchange(stamp, stamp | MISSED, Ordering::AcqRel, Ordering::Acquire).is_ok()
+    }
+
+    /// Whether everything that has joined was taken.
     #[inline]
     pub(crate) fn is_empty(&self) -> bool {
         (self.line.joined() ^ self.next) & POSITION == 0

@@ -2,7 +2,8 @@
 
 use crate::proto::wire::OnFullWire;
 
-/// What happens to a message for which a subscriber has no room: as many as its `depth` are queued for it or held.
+/// What happens to a message for which a subscriber has no room: as many as its `depth` are queued for it or held, or as many bytes as
+/// its share of the pool ([`link_bytes`](crate::ShmPublisherBuilder::link_bytes)).
 ///
 /// What is dropped is counted exactly, and told to that subscriber by [`RecvError::Lagged`](crate::RecvError::Lagged).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

@@ -27,8 +27,9 @@ use crate::sync::atomic::{AtomicU32, Ordering};
 // INSIDE [| KNOCKED] -> IDLE           the one inside, by `leave`
 // INSIDE [| KNOCKED] -> [KNOCKED]      the one inside, dropped without `leave`
 // KNOCKED         -> INSIDE | KNOCKED  whoever enters
-// INSIDE [| KNOCKED] -> POISONED       the one inside, dropped by a panic; the end
-// any             -> POISONED          `poison`, in a child of this process: the one inside may not be there any more
+// INSIDE [| KNOCKED] -> POISONED       the one inside, dropped by a panic
+// POISONED        -> POISONED | INSIDE whoever salvages what is left, once; the end
+// any             -> POISONED | INSIDE `poison`, in a child of this process: the one inside may not be there any more
 const IDLE: u32 = 0;
 const INSIDE: u32 = 1 << 0;
 const KNOCKED: u32 = 1 << 1;
@@ -38,6 +39,8 @@ const POISONED: u32 = 1 << 2;
 pub(crate) struct Turnstile<T> {
     state: AtomicU32,
     value: UnsafeCell<T>,
+    /// Called once it is poisoned, on the thread that panics.
+    alarm: Option<Box<dyn Fn() + Send + Sync>>,
 }
 
 // SAFETY: a shared turnstile gives access to its value to one thread at a time (`INSIDE` has one owner) and orders one
@@ -46,7 +49,12 @@ unsafe impl<T: Send> Sync for Turnstile<T> {}
 
 impl<T> Turnstile<T> {
     pub(crate) fn new(value: T) -> Self {
-        Self { state: AtomicU32::new(IDLE), value: UnsafeCell::new(value) }
+        Self { state: AtomicU32::new(IDLE), value: UnsafeCell::new(value), alarm: None }
+    }
+
+    /// One that calls `alarm` when it is poisoned. It must not panic.
+    pub(crate) fn with_alarm(self, alarm: impl Fn() + Send + Sync + 'static) -> Self {
+        Self { alarm: Some(Box::new(alarm)), ..self }
     }
 
     /// Enters if nobody is inside; else leaves a knock, and `None`.
@@ -72,15 +80,30 @@ impl<T> Turnstile<T> {
         }
     }
 
-    /// Lets nobody in any more, whoever is inside.
+    /// Lets nobody in any more, whoever is inside, and leaves nothing to salvage.
     pub(crate) fn poison(&self) {
-        self.state.swap(POISONED, Ordering::AcqRel);
+        self.state.swap(POISONED | INSIDE, Ordering::AcqRel);
     }
 
     /// Whether somebody panicked inside. The value may be half changed, and no knock is answered any more, not even one
     /// from before the panic.
     pub(crate) fn is_poisoned(&self) -> bool {
         self.state.load(Ordering::Relaxed) & POISONED != 0
+    }
+
+    /// Access to what a panic has left, for the first to ask; it may be half changed. `None` while not poisoned, and later.
+    pub(crate) fn salvage<R>(&self, use_it: impl FnOnce(&mut T) -> R) -> Option<R> {
+        // SYNC POINT: room left (Acquire).
+        self.state
+            .compare_exchange(POISONED, POISONED | INSIDE, Ordering::AcqRel, Ordering::Relaxed)
+            .is_ok()
+            .then(|| {
+                self.value.with_mut(|value| {
+                    // SAFETY: this thread alone took the state from `POISONED` to `POISONED | INSIDE`, which nothing leads out of:
+                    // `enter` gives nothing away when poisoned, and the one that panicked inside is out (`Inside::drop`).
+                    use_it(unsafe { &mut *value })
+                })
+            })
     }
 
     /// The value, for an owner that needs no turnstile. Also when poisoned.
@@ -159,6 +182,9 @@ impl<T> Drop for Inside<'_, T> {
         // SYNC POINT: room left (Release).
         if thread::panicking() && !self.entered_panicking {
             state.swap(POISONED, Ordering::AcqRel);
+            if let Some(alarm) = &self.turnstile.alarm {
+                alarm();
+            }
         } else {
             state.fetch_and(!INSIDE, Ordering::AcqRel);
         }

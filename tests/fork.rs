@@ -1,5 +1,5 @@
-//! What `fork` leaves a child: nothing of its parent's, and all that it makes itself. Each test forks in a process of its own, which has
-//! one thread, so that all of the child's state is defined.
+//! What `fork` leaves a child: nothing of its parent's, and all that it makes itself. Each test forks in a process of its own, in which no
+//! other thread does anything, so that all of the child's state is defined.
 #![allow(unsafe_code)]
 
 mod support;
@@ -25,7 +25,7 @@ struct Forked(libc::pid_t);
 
 /// Forks; the child runs `body` and ends, well or not.
 fn fork(body: impl FnOnce()) -> Forked {
-    // SAFETY: this process has one thread, so that the child has all that it may use.
+    // SAFETY: no other thread of this process is in the middle of anything: the child has all that it may use.
     match unsafe { libc::fork() } {
         0 => {
             let ended = catch_unwind(AssertUnwindSafe(body));

@@ -261,7 +261,7 @@ fn loan_at_the_cap_waits_for_a_sample_dropped_in_another_process() {
         runtime.block_on(async {
             let dir = Dir::new();
             let pool = ShmPoolConfig::new().max_bytes(4 * MIB as u64);
-            let publisher = dir.publisher("t").pool(pool).bind().unwrap();
+            let publisher = dir.publisher("t").pool(pool).link_bytes(u64::MAX).bind().unwrap();
             let mut reader = subscriber(&dir, "connect 64");
             publisher.wait_for_subscribers(1).await;
             let never_above = || assert!(publisher.pool().stats().bytes <= 4 * MIB as u64);

@@ -50,7 +50,7 @@ fn filled(publisher: &ShmPublisher, byte: u8) -> ShmLoan {
 #[tokio::test]
 async fn message_fed_at_the_cap_waits_and_arrives_in_order() {
     let dir = Dir::new();
-    let publisher = dir.publisher("t").pool(slots(2)).bind().unwrap();
+    let publisher = dir.publisher("t").pool(slots(2)).link_bytes(u64::MAX).bind().unwrap();
     let mut subscriber = dir.subscriber("t").connect().unwrap();
     let mut sink = publisher.clone();
     publisher.try_send(filled(&publisher, 0)).unwrap();
@@ -75,7 +75,7 @@ async fn message_fed_at_the_cap_waits_and_arrives_in_order() {
 #[tokio::test]
 async fn message_fed_at_the_cap_goes_before_what_sinks_with_a_place_would_feed() {
     let dir = Dir::new();
-    let publisher = dir.publisher("t").pool(slots(2)).bind().unwrap();
+    let publisher = dir.publisher("t").pool(slots(2)).link_bytes(u64::MAX).bind().unwrap();
     let mut subscriber = dir.subscriber("t").connect().unwrap();
     let (mut sink, mut other) = (publisher.clone(), publisher.clone());
     within("feed", other.feed(filled(&publisher, 0))).await.unwrap();
@@ -97,7 +97,7 @@ async fn message_fed_at_the_cap_goes_before_what_sinks_with_a_place_would_feed()
 #[tokio::test]
 async fn message_fed_at_the_cap_gets_memory_from_those_behind_it() {
     let dir = Dir::new();
-    let publisher = dir.publisher("t").pool(slots(3)).bind().unwrap();
+    let publisher = dir.publisher("t").pool(slots(3)).link_bytes(u64::MAX).bind().unwrap();
     let mut subscriber = dir.subscriber("t").connect().unwrap();
     let mut sink = publisher.clone();
     let loans = [filled(&publisher, 2), filled(&publisher, 3), filled(&publisher, 4)];

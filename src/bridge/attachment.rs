@@ -16,7 +16,10 @@
 //!
 //! A later version may be longer; these fields stay where they are.
 
+use std::fmt;
 use std::time::{SystemTime, UNIX_EPOCH};
+
+use crate::text::Hex;
 
 const MAGIC: [u8; 4] = *b"tshm";
 const VERSION: u8 = 1;
@@ -36,7 +39,7 @@ const FIELDS: usize = 40;
 /// }
 /// # }
 /// ```
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct Origin {
     /// The id of the local publisher.
@@ -45,6 +48,16 @@ pub struct Origin {
     pub seq: u64,
     /// When the bridge took it, in nanoseconds since 1970 (UTC), by its host's clock.
     pub time: u64,
+}
+
+impl fmt::Debug for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Origin")
+            .field("publisher", &Hex(self.publisher))
+            .field("seq", &self.seq)
+            .field("time", &self.time)
+            .finish()
+    }
 }
 
 impl Origin {

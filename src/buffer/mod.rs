@@ -5,7 +5,7 @@ mod payload;
 mod sample;
 
 pub use self::loan::ShmLoan;
-pub(crate) use self::payload::Home;
 pub use self::payload::Payload;
+pub(crate) use self::payload::{Home, Sealed};
 pub(crate) use self::sample::RemoteSegment;
 pub use self::sample::ShmSample;

@@ -40,11 +40,16 @@ pub trait Payload: Sized {
     /// the error may outlive the borrow, as `?` in a function that returns `Box<dyn Error>` wants it).
     type Returned;
 
-    /// The message.
+    /// The message. Whatever one call returns is sent as a whole; another call may return something else.
+    ///
+    /// It is called before the message is accepted, and where there was no memory at first once more. If it panics nothing is sent.
     fn as_bytes(&self) -> &[u8];
 
     /// Gives back a message that was not sent.
     fn into_returned(self) -> Self::Returned;
+
+    // These two take what cannot be named outside of this crate, so that they cannot be overridden there: the second is called in
+    // the middle of a delivery, where nothing of a user's may run.
 
     /// Whether `into_loan` will succeed.
     #[doc(hidden)]
@@ -56,7 +61,7 @@ pub trait Payload: Sized {
     /// The loan that this is, for the pool that it is from.
     #[doc(hidden)]
     #[inline]
-    fn into_loan(self) -> Option<ShmLoan> {
+    fn into_loan(self, _sealed: Sealed) -> Option<ShmLoan> {
         None
     }
 }
@@ -65,6 +70,31 @@ pub trait Payload: Sized {
 #[doc(hidden)]
 #[derive(Debug, Clone, Copy)]
 pub struct Home<'a>(pub(crate) &'a Arc<PoolCore>);
+
+/// Seals the hidden part of [`Payload`].
+///
+/// ```compile_fail
+/// struct Mine;
+///
+/// impl tokio_shm::Payload for Mine {
+///     type Returned = Self;
+///
+///     fn as_bytes(&self) -> &[u8] {
+///         &[]
+///     }
+///
+///     fn into_returned(self) -> Self {
+///         self
+///     }
+///
+///     fn into_loan(self) -> Option<tokio_shm::ShmLoan> {
+///         panic!("in the middle of a delivery")
+///     }
+/// }
+/// ```
+#[doc(hidden)]
+#[derive(Debug, Clone, Copy)]
+pub struct Sealed(pub(crate) ());
 
 impl Payload for ShmLoan {
     type Returned = Self;
@@ -83,7 +113,7 @@ impl Payload for ShmLoan {
     }
 
     #[inline]
-    fn into_loan(self) -> Option<ShmLoan> {
+    fn into_loan(self, _sealed: Sealed) -> Option<ShmLoan> {
         Some(self)
     }
 }

@@ -145,6 +145,7 @@ const PUBLISHERS: &[Case] = &[
     at("mid-segment-announcement", "streams", "announce: due", 6),
     at("mid-segment-announcement", "streams", "announce: sent", 6),
     at("mid-segment-announcement", "streams", "retire: sent", 3),
+    at("blocked for room", "crowds", "join: counted", 2).only(&[Wait]),
     at("blocked for room", "crowds", "send: queued", 2).only(&[Wait]),
     at("blocked for room", "crowds", "head: credit armed", 2).only(&[Wait]),
     at("blocked for room", "crowds", "take back: head moved", 9).only(&[DropOldest]),

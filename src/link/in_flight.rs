@@ -8,6 +8,7 @@ use std::sync::Arc;
 use crate::pool::PooledSegment;
 use crate::pool::core::{PoolCore, Slot};
 use crate::prefetch;
+use crate::proto::share::Shares;
 
 /// Larger messages are not fetched before they are written: the writes to their lines wait all at once by themselves, with no
 /// locked instruction between them.
@@ -22,6 +23,8 @@ struct Entry {
     /// `None` while the entry is free.
     slot: Option<Arc<Slot>>,
     shares: u32,
+    /// What the slot takes, in units of `GRAIN`.
+    charge: u32,
 }
 
 /// A publisher's messages under way. As many as its links are deep together, and its history long, at most.
@@ -31,11 +34,15 @@ pub(crate) struct InFlight {
     entries: Vec<Entry>,
     /// Last in, first out, for the sake of the caches.
     free: Vec<u32>,
+    /// What all of them take, in units of `GRAIN`.
+    used: u64,
+    /// How much they may take, in the same units.
+    pub(crate) shares: Shares,
 }
 
 impl InFlight {
     pub(crate) fn new(pool: Arc<PoolCore>) -> Self {
-        Self { pool, entries: Vec::new(), free: Vec::new() }
+        Self { pool, entries: Vec::new(), free: Vec::new(), used: 0, shares: Shares::divide(0, 1) }
     }
 
     pub(crate) fn pool(&self) -> &PoolCore {
@@ -45,7 +52,9 @@ impl InFlight {
     /// A message in `slot`, with one share of it.
     #[inline]
     pub(crate) fn begin(&mut self, slot: Arc<Slot>) -> Flight {
-        let entry = Entry { slot: Some(slot), shares: 1 };
+        let charge = slot.charge();
+        self.used += u64::from(charge);
+        let entry = Entry { slot: Some(slot), shares: 1, charge };
         match self.free.pop() {
             Some(index) => {
                 self.entries[index as usize] = entry;
@@ -58,6 +67,33 @@ impl InFlight {
     #[inline]
     pub(crate) fn slot(&self, flight: Flight) -> &Arc<Slot> {
         self.entries[flight.0 as usize].slot.as_ref().expect("whoever names a message has a share of it")
+    }
+
+    /// What a message takes, in units of `GRAIN`.
+    #[inline]
+    pub(crate) fn charge(&self, flight: Flight) -> u64 {
+        u64::from(self.entries[flight.0 as usize].charge)
+    }
+
+    /// Whether links are bound by their shares of the pool.
+    #[inline]
+    pub(crate) fn is_scarce(&self) -> bool {
+        self.shares.is_scarce(self.used)
+    }
+
+    /// Whether the messages take more than they may all together.
+    pub(crate) fn is_exceeded(&self) -> bool {
+        self.shares.is_exceeded(self.used)
+    }
+
+    /// Whether the messages have most of what a loan may be waiting for.
+    pub(crate) fn is_half(&self) -> bool {
+        self.shares.is_half(self.used)
+    }
+
+    /// Whether a link that has `held` may have this message as well.
+    pub(crate) fn admits(&self, flight: Flight, held: u64) -> bool {
+        self.shares.admits(self.used, held, self.charge(flight))
     }
 
     /// Takes another share.
@@ -99,6 +135,7 @@ impl InFlight {
         if entry.shares > 0 {
             return None;
         }
+        self.used -= u64::from(entry.charge);
         // There is room: no more are free than there are entries.
         self.free.push(flight.0);
         entry.slot.take()

@@ -14,7 +14,7 @@ pub(crate) use self::in_flight::{Flight, InFlight};
 pub(crate) use self::page::LinkPage;
 pub(crate) use self::rx::{Ended, LinkRx, Next};
 pub(crate) use self::shared::LinkShared;
-pub(crate) use self::tx::{LinkError, LinkSeed, LinkTx, Message, Offer, Seat};
+pub(crate) use self::tx::{Holding, LinkError, LinkSeed, LinkTx, Message, Offer, Seat};
 
 use crate::access::Access;
 use crate::proto::Misbehaved;
@@ -23,6 +23,7 @@ use crate::proto::wire::{Frame, WireError};
 use crate::sys::memory::MemoryError;
 use crate::sys::process::Process;
 use crate::sys::socket::Connection;
+use crate::text::Hex;
 
 /// What a peer did against the protocol; its link was ended for it.
 ///
@@ -47,14 +48,14 @@ pub(crate) enum Kind {
     AnnouncedTwice(u64),
     #[error("announced more than {SEGMENTS_MAX} segments at a time")]
     TooManySegments,
-    #[error("announced {announced} bytes of shared memory, where {most} is the most for this host")]
-    TooMuchMemory { announced: u64, most: u64 },
+    #[error("announced {announced} bytes of shared memory, more than the {host} bytes that this host has")]
+    TooMuchMemory { announced: u64, host: u64 },
     #[error("retired segment {0}, which it had not announced")]
     NotAnnounced(u64),
     #[error("granted a depth of {granted} where {asked} was asked for")]
     TooDeep { asked: u32, granted: u32 },
-    #[error("calls itself publisher {said:032x}, and its socket is that of {socket:032x}")]
-    Impostor { said: u128, socket: u128 },
+    #[error("calls itself publisher {said}, and its socket is that of {socket}")]
+    Impostor { said: Hex, socket: Hex },
     /// One more than the receiver has room for stands for any number.
     #[error("sent {actual} file descriptors with a frame that takes {expected}")]
     Descriptors { expected: usize, actual: usize },

@@ -5,12 +5,15 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
+use rustix::process::Pid;
+
 use super::recent::Recent;
 use super::{Flight, InFlight, Kind, LinkPage, SEGMENTS_MAX};
 use crate::OnFull;
 use crate::pool::PooledSegment;
 use crate::proto::Misbehaved;
 use crate::proto::bell::{Wake, arm, must_ring_after_fence};
+use crate::proto::class::GRAIN;
 use crate::proto::layout::Geometry;
 use crate::proto::release::Collector;
 use crate::proto::ring::{Descriptor, Producer};
@@ -28,11 +31,11 @@ const MUCH_ROOM: u32 = 32;
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum LinkError {
     #[error("it {0}")]
-    Fault(Kind),
+    Fault(#[source] Kind),
     #[error("cannot make the link's page: {0}")]
-    Page(MemoryError),
+    Page(#[source] MemoryError),
     #[error("cannot talk to it: {0}")]
-    Io(std::io::Error),
+    Io(#[source] std::io::Error),
     #[error("its process has ended")]
     Ended,
     #[error("there are as many subscribers as max_subscribers allows")]
@@ -70,6 +73,15 @@ pub(crate) enum Offer {
     Broken,
 }
 
+/// What one subscriber has of a publisher's messages.
+pub(crate) struct Holding {
+    pub(crate) peer: Arc<Connection>,
+    /// Queued or held.
+    pub(crate) messages: u32,
+    pub(crate) bytes: u64,
+    pub(crate) depth: u32,
+}
+
 /// Counts a publisher's links, by being held by each.
 pub(crate) type Seat = Arc<()>;
 
@@ -92,6 +104,8 @@ pub(crate) struct LinkTx {
     tickets: Tickets<Flight>,
     /// On their way to the pool. Never more than a word of the bitmap has.
     returned: Vec<PooledSegment>,
+    /// What the messages take that have a ticket, in units of `GRAIN`.
+    held: u64,
     /// Rung when there is something for the subscriber.
     bell: Bell,
     on_full: OnFull,
@@ -108,6 +122,8 @@ pub(crate) struct LinkTx {
     leaving: bool,
     /// Since when it has been keeping senders waiting, in clock nanoseconds.
     pub(crate) blocked_since: Option<u64>,
+    /// When a warning was given that it does, in clock nanoseconds.
+    pub(crate) warned_at: Option<u64>,
     /// Messages that did not reach a subscriber, of all links of the publisher.
     dropped: Arc<AtomicU64>,
     /// One of those that the publisher has to give; free again with the link.
@@ -139,6 +155,7 @@ impl LinkTx {
             collector: Collector::new(),
             tickets: Tickets::new(depth),
             returned: Vec::with_capacity(u64::BITS as usize),
+            held: 0,
             bell,
             on_full,
             announced: HashMap::new(),
@@ -147,6 +164,7 @@ impl LinkTx {
             next_seq: 0,
             leaving: false,
             blocked_since: None,
+            warned_at: None,
             dropped,
             _seat: seat,
             fault: None,
@@ -163,14 +181,35 @@ impl LinkTx {
         self.tickets.outstanding() > 0
     }
 
-    /// Whether there is room for a message, as far as was collected.
+    /// Whether there is a ticket left, as far as was collected.
     pub(crate) fn has_room(&self) -> bool {
         self.tickets.free() > 0
+    }
+
+    /// Whether the message would fit into the link's share of the pool, as far as was collected.
+    pub(crate) fn fits(&self, flight: Flight, in_flight: &InFlight) -> bool {
+        self.leaving || in_flight.admits(flight, self.held)
+    }
+
+    /// Whether only its share of the pool keeps the message from it.
+    pub(crate) fn is_short(&self, message: Message, in_flight: &InFlight) -> bool {
+        self.is_behind(message.seq) && self.has_room() && !self.fits(message.flight, in_flight)
+    }
+
+    /// What the messages take that are queued or held, in bytes, as far as was collected.
+    pub(crate) fn held_bytes(&self) -> u64 {
+        self.held * GRAIN as u64
     }
 
     /// Whether there is room for so many that it is worthwhile to go on where none was left.
     pub(crate) fn has_much_room(&self) -> bool {
         self.tickets.free() >= (self.depth / 4).clamp(1, MUCH_ROOM)
+    }
+
+    /// What the subscriber has, as far as was collected.
+    pub(crate) fn holding(&self) -> Holding {
+        let (peer, messages) = (Arc::clone(&self.connection), self.tickets.outstanding());
+        Holding { peer, messages, bytes: self.held_bytes(), depth: self.depth }
     }
 
     /// Whether it has not been offered message `seq` yet.
@@ -202,6 +241,9 @@ impl LinkTx {
         if self.tickets.free() == 0 && !self.make_room(in_flight)? {
             return self.refuse(message);
         }
+        if in_flight.is_scarce() && !self.make_bytes(message, in_flight)? {
+            return self.refuse(message);
+        }
         let slot = in_flight.slot(message.flight);
         let segment = slot.segment();
         if self.recent.get(segment.id()).is_none() && !self.announce(segment, in_flight)? {
@@ -219,6 +261,7 @@ impl LinkTx {
             ticket,
         };
         in_flight.share(message.flight);
+        self.held += in_flight.charge(message.flight);
         self.producer.push(self.page.view(), descriptor);
         self.next_seq = message.seq + 1;
         self.blocked_since = None;
@@ -258,6 +301,8 @@ impl LinkTx {
     /// The subscriber has dropped its handle: nothing more goes to it, what it holds stays its own until released.
     pub(crate) fn leave(&mut self, in_flight: &mut InFlight) {
         self.leaving = true;
+        // It keeps no sender waiting any more.
+        self.blocked_since = None;
         kill_point!("leave: heard");
         let left = loop {
             match self.try_take_back(in_flight) {
@@ -267,6 +312,11 @@ impl LinkTx {
             }
         };
         self.note(left);
+    }
+
+    /// The subscriber's process, where it has a number here.
+    pub(crate) fn process(&self) -> Option<Pid> {
+        self.connection.peer_credentials().ok()?.pid
     }
 
     /// Tells the subscriber which of its segments are gone, as far as its socket takes it.
@@ -286,12 +336,13 @@ impl LinkTx {
         if self.tickets.outstanding() == 0 {
             return Ok(());
         }
-        let Self { page, tickets, collector, producer, returned, .. } = self;
+        let Self { page, tickets, collector, producer, returned, held, .. } = self;
         let free = tickets.free();
         let collected = collector.collect(page.view(), usize::MAX, |mut released| {
             let all = released.try_for_each(|ticket| {
                 let flight = tickets.reclaim(ticket).ok_or(Misbehaved::TicketNotHeld { ticket })?;
                 kill_point!("reclaim: one ticket");
+                *held -= in_flight.charge(flight);
                 in_flight.reclaim(flight, returned);
                 Ok(())
             });
@@ -320,6 +371,7 @@ impl LinkTx {
         kill_point!("take back: head moved");
         let ticket = self.tickets.at_position(position).ok_or(Misbehaved::PositionReleased { position })?;
         let Some(flight) = self.tickets.reclaim(ticket) else { return Ok(Some(false)) };
+        self.held -= in_flight.charge(flight);
         self.dropped.fetch_add(1, Ordering::Relaxed);
         kill_point!("take back: ticket reclaimed");
         Ok(Some(in_flight.release(flight)))
@@ -386,6 +438,21 @@ impl LinkTx {
     fn make_room(&mut self, in_flight: &mut InFlight) -> Result<bool, LinkError> {
         self.try_reclaim(in_flight, &mut 0)?;
         Ok(self.tickets.free() > 0 || self.try_take_back(in_flight)?.is_some())
+    }
+
+    /// Makes room for the message in the link's share of the pool: `false` if there is none.
+    #[cold]
+    fn make_bytes(&mut self, message: Message, in_flight: &mut InFlight) -> Result<bool, LinkError> {
+        if self.fits(message.flight, in_flight) {
+            return Ok(true);
+        }
+        self.try_reclaim(in_flight, &mut 0)?;
+        while !self.fits(message.flight, in_flight) {
+            if self.try_take_back(in_flight)?.is_none() {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     #[cold]
@@ -464,7 +531,7 @@ impl LinkSeed {
         in_flight: &mut InFlight,
     ) -> Result<LinkTx, LinkError> {
         let mut link = self.link;
-        let skip = history.len().saturating_sub(link.depth as usize);
+        let skip = history.len() - fitting(history, link.depth, in_flight);
         let first = history.get(skip).map_or(next_seq, |message| message.seq);
         let frame = Frame::Welcome(Welcome {
             publisher,
@@ -506,6 +573,17 @@ impl LinkSeed {
         link.bell.ring();
         Ok(link)
     }
+}
+
+/// How many of the newest messages a link has room for, in messages and in its share of the pool.
+fn fitting(history: &VecDeque<Message>, depth: u32, in_flight: &InFlight) -> usize {
+    let mut held = 0;
+    let fits = |message: &&Message| {
+        let fits = in_flight.admits(message.flight, held);
+        held += in_flight.charge(message.flight);
+        fits
+    };
+    history.iter().rev().take(depth as usize).take_while(fits).count()
 }
 
 fn send(connection: &Connection, frame: &Frame, fds: &[BorrowedFd<'_>]) -> std::io::Result<bool> {

@@ -36,6 +36,8 @@ pub(crate) struct Slot {
     shelf: Arc<Class>,
     /// Where the slot begins in its segment, in bytes; a multiple of 64.
     offset: usize,
+    /// What it takes of its segment, in units of [`class::GRAIN`].
+    charge: u32,
     /// How many of its bytes are in use, by the word of whoever holds it.
     len: AtomicUsize,
     /// Whose memory it is: in a child it is another's.
@@ -115,6 +117,12 @@ impl Slot {
     #[inline]
     pub(crate) fn is_ours(&self) -> bool {
         self.origin.is_here()
+    }
+
+    /// What it takes of its segment, in units of [`class::GRAIN`]; beyond 256 GiB it says 256 GiB.
+    #[inline]
+    pub(crate) fn charge(&self) -> u32 {
+        self.charge
     }
 
     /// How many bytes are in use.
@@ -230,6 +238,8 @@ pub(crate) struct PoolCore {
     /// waiter that looks would wake all others and itself, and they would keep each other looking for ever.
     sweep: Mutex<()>,
     collectors: Mutex<Vec<Weak<dyn Collect>>>,
+    /// Publishers among which the cap is divided.
+    publishers: AtomicUsize,
     /// The last handle is gone: nothing is kept any more.
     closed: AtomicBool,
 }
@@ -242,9 +252,29 @@ impl PoolCore {
             classes: [const { OnceLock::new() }; class::COUNT],
             sweep: Mutex::new(()),
             collectors: Mutex::new(Vec::new()),
+            publishers: AtomicUsize::new(0),
             closed: AtomicBool::new(false),
             config,
         }
+    }
+
+    /// Each publisher's part of the cap, in units of [`class::GRAIN`].
+    pub(crate) fn part(&self) -> u64 {
+        // Relaxed, as the counts: publishers that share a pool are told to look again by `retired`.
+        let publishers = self.publishers.load(Ordering::Relaxed).max(1);
+        self.config.max_bytes / class::GRAIN as u64 / publishers as u64
+    }
+
+    /// One more publisher has a part of the cap.
+    pub(crate) fn add_publisher(&self) {
+        self.publishers.fetch_add(1, Ordering::Relaxed);
+        self.budget.count_retired();
+    }
+
+    /// A publisher gives up its part.
+    pub(crate) fn remove_publisher(&self) {
+        self.publishers.fetch_sub(1, Ordering::Relaxed);
+        self.budget.count_retired();
     }
 
     pub(crate) fn add_collector(&self, collector: Weak<dyn Collect>) {
@@ -386,7 +416,9 @@ impl PoolCore {
     fn slot(self: &Arc<Self>, segment: &Arc<Segment>, shelf: &Arc<Class>, offset: usize) -> Arc<Slot> {
         let (segment, shelf, pool) = (Arc::clone(segment), Arc::clone(shelf), Arc::clone(self));
         let (len, takes) = (AtomicUsize::new(0), AtomicU64::new(0));
-        Arc::new(Slot { segment, shelf, offset, len, origin: self.origin, takes, pool })
+        let grains = segment.len() / segment.slots() as u64 / class::GRAIN as u64;
+        let charge = u32::try_from(grains).unwrap_or(u32::MAX);
+        Arc::new(Slot { segment, shelf, offset, charge, len, origin: self.origin, takes, pool })
     }
 
     /// Takes back a slot that nobody else holds.

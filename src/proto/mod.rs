@@ -4,8 +4,8 @@
 //! of memory that both sides may write ([`layout`]), which carries the [`ring`] of queued messages, the [`release`]
 //! bitmap of those given back, and the flags behind which either side sleeps ([`bell`]). A *ticket* is the right to
 //! have one message queued or held on a link. Which message a ticket stands for is known to the publisher's private
-//! table alone ([`ticket`]). Beside the link, [`class`] says how large a slot a message gets, and [`joinlog`] from
-//! which message on a subscriber that joins late is owed.
+//! table alone ([`ticket`]). Beside the link, [`class`] says how large a slot a message gets, [`share`] how much of
+//! the pool a link may have, and [`joinlog`] from which message on a subscriber that joins late is owed.
 //!
 //! Either side may be hostile. Whatever stands in the page or in a frame is a claim of the peer: it is loaded once,
 //! checked against private memory, then used; a claim that cannot be true is a [`Misbehaved`], and never a panic, an
@@ -23,6 +23,7 @@ pub(crate) mod layout;
 pub(crate) mod model;
 pub(crate) mod release;
 pub(crate) mod ring;
+pub(crate) mod share;
 pub(crate) mod ticket;
 pub(crate) mod wire;
 

@@ -14,6 +14,7 @@ use crate::OnFull;
 use crate::access::Access;
 use crate::event::event;
 use crate::pool::{ShmPoolConfig, ShmSegmentPool};
+use crate::text::{Hex, chain};
 use crate::topic::{DiscoveryError, RuntimeDir, TopicDir, TopicName};
 
 /// The longest tx queue, in messages.
@@ -31,6 +32,7 @@ pub struct ShmPublisherBuilder {
     history: usize,
     max_subscribers: u32,
     evict_after: Option<Duration>,
+    link_bytes: Option<u64>,
     runtime_dir: Option<PathBuf>,
     access: Access,
     runtime: Option<Handle>,
@@ -49,6 +51,7 @@ impl ShmPublisherBuilder {
             history: 0,
             max_subscribers: 256,
             evict_after: None,
+            link_bytes: None,
             runtime_dir: None,
             access: Access::default(),
             runtime: None,
@@ -109,7 +112,22 @@ impl ShmPublisherBuilder {
         self
     }
 
-    /// Disconnects a subscriber that has kept senders waiting for so long without taking a message. Default: never.
+    /// How many bytes of messages each subscriber may have queued or held, as [`depth`](crate::ShmSubscriberBuilder::depth) is how many
+    /// messages. At least 1; one message may always be there, however long it is.
+    ///
+    /// By default no link is bound while all messages under way take less than about half of the pool's cap; beyond that each
+    /// link has a share: three quarters of the cap for a subscriber that is the only one, a quarter for each of two, and three quarters
+    /// of the cap by `2n - 1` for each of `n`. A pool that publishers share is divided evenly among them first. So a link that does not
+    /// keep up is full before it has all memory, and [`OnFull`] and [`evict_after`](Self::evict_after) say what happens then. The tx queue may
+    /// take an eighth of the cap. Set, it binds each link from the beginning, and neither all links together nor the queue are
+    /// bound in bytes; `u64::MAX` is no bound at all. Bytes are those of whole slots: up to a quarter more than a message has.
+    pub fn link_bytes(mut self, bytes: u64) -> Self {
+        self.link_bytes = Some(bytes);
+        self
+    }
+
+    /// Disconnects a subscriber that has kept senders waiting for so long without taking a message, or that has most of
+    /// the memory that a loan has been waiting for. Default: never.
     pub fn evict_after(mut self, time: Duration) -> Self {
         self.evict_after = Some(time);
         self
@@ -165,6 +183,7 @@ impl ShmPublisherBuilder {
         let topic = TopicName::new(&self.topic)?;
         check("queue", u64::from(self.queue), 1, u64::from(MAX_QUEUE))?;
         check("history", self.history as u64, 0, 65_536)?;
+        check("link_bytes", self.link_bytes.unwrap_or(1), 1, u64::MAX)?;
         check("max_subscribers", u64::from(self.max_subscribers), 1, 65_536)?;
         let handle = match self.runtime.take() {
             Some(handle) => handle,
@@ -176,10 +195,14 @@ impl ShmPublisherBuilder {
         let runtime_dir = RuntimeDir::resolve(self.runtime_dir.as_deref(), self.access.clone())
             .map_err(DiscoveryError::from)?;
         let bound = self.bind_in(&runtime_dir, topic.clone(), handle);
+        if let Ok(publisher) = &bound {
+            let (topic, publisher) = (topic.as_str(), Hex(publisher.id()));
+            tracing::debug!(topic, %publisher, dir = %runtime_dir.path().display(), "bound");
+        }
         if bound.is_err()
             && let Err(error) = TopicDir::remove_empty(&runtime_dir, &topic)
         {
-            tracing::debug!(%error, "the topic's directory stays behind");
+            tracing::debug!(dir = %runtime_dir.path().display(), error = %chain(&error), "the topic's directory stays behind");
         }
         bound
     }
@@ -211,6 +234,7 @@ impl ShmPublisherBuilder {
             history: self.history,
             max_subscribers: self.max_subscribers,
             evict_after: self.evict_after,
+            link_bytes: self.link_bytes,
         };
         let pool = self.shared_pool.unwrap_or_else(|| ShmSegmentPool::new(self.pool));
         let (notifier, waiter) = event();

@@ -1,5 +1,6 @@
 //! Subscribers coming and going: accepting, the handshake, and a task a link that watches its socket and doorbell.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -11,7 +12,8 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::Pid;
 use tokio::sync::oneshot::{self, error::TryRecvError};
 
-use super::shared::{Control, Shared};
+use super::journal::Note;
+use super::shared::{Config, Control, Shared};
 use crate::OnFull;
 use crate::link::{Kind, LinkError, LinkTx, Seat, identify, truncated};
 use crate::proto::layout::Geometry;
@@ -21,6 +23,7 @@ use crate::sys::bell::Bell;
 use crate::sys::clock::monotonic_ns;
 use crate::sys::process::Process;
 use crate::sys::socket::{Connection, Listener, Received};
+use crate::text::{Called, Hex, chain};
 
 /// Connections that may be silent at a time. Each costs two descriptors and a task, and is looked at when a publisher
 /// that was quiet is about to send.
@@ -81,6 +84,7 @@ pub(crate) struct NewLink {
     connection: Arc<Connection>,
     /// Becomes readable when the subscriber's process ends, even if a child of it holds the socket.
     process: Option<OwnedFd>,
+    pid: Option<Pid>,
     greeting: Greeting,
 }
 
@@ -159,17 +163,13 @@ impl Acceptor {
                 Err(error) => {
                     self.more.swap(false, Ordering::AcqRel);
                     if !failing {
-                        tracing::warn!(
-                            %error,
-                            "cannot accept a subscriber; raise RLIMIT_NOFILE if it is too low"
-                        );
-                        // It sets its timer.
-                        shared.notify();
+                        // The tx task tells it, and sets its timer.
+                        shared.log(Note::CannotAccept(error));
                     }
                     return;
                 }
             };
-            match admit(shared, connection, after, silent) {
+            match admit(shared, &connection, after, silent) {
                 Ok(new) => {
                     let mut new_links = shared.new_links.lock();
                     if shared.has_ended() {
@@ -181,7 +181,10 @@ impl Acceptor {
                     drop(new_links);
                     shared.notify();
                 }
-                Err(error) => tracing::debug!(%error, "refused a connection"),
+                Err(error) => {
+                    let process = connection.peer_credentials().ok().and_then(|peer| peer.pid);
+                    shared.log(Note::Refused(process, error));
+                }
             }
         }
         self.more.swap(true, Ordering::AcqRel);
@@ -226,12 +229,14 @@ impl NewLink {
 
 /// Runs a link until its subscriber is gone. Dropping it (with the tx task) leaves the link to the end of all.
 pub(crate) async fn serve(shared: Arc<Shared>, new: NewLink) {
-    let mut id = None;
-    let outcome = watch(&shared, new, &mut id).await;
-    if let Err(error) = &outcome {
-        tracing::debug!(%error, "a subscriber's link ended");
-    }
-    if let Some(id) = id {
+    let mut told = Told::new(&shared, new.pid);
+    let outcome = watch(&shared, new, &mut told).await;
+    told.why = match &outcome {
+        Ok(()) if told.left => Cow::Borrowed("it left"),
+        Ok(()) => Cow::Borrowed("it is gone"),
+        Err(error) => Cow::Owned(chain(error).to_string()),
+    };
+    if let Some(id) = told.link {
         shared.tell(match outcome {
             Ok(()) | Err(LinkError::Fault(_)) => Control::Remove(id),
             Err(_) => Control::Part(id),
@@ -239,10 +244,49 @@ pub(crate) async fn serve(shared: Arc<Shared>, new: NewLink) {
     }
 }
 
-async fn watch(shared: &Shared, new: NewLink, id: &mut Option<u64>) -> Result<(), LinkError> {
-    let NewLink { connection, process, greeting } = new;
+/// Tells the log of a link, when it is up and when it is down, whatever ends its task.
+struct Told<'a> {
+    shared: &'a Shared,
+    process: Called,
+    link: Option<u64>,
+    left: bool,
+    why: Cow<'static, str>,
+}
+
+impl<'a> Told<'a> {
+    fn new(shared: &'a Shared, pid: Option<Pid>) -> Self {
+        // Its name now: when the link is down the process may be gone.
+        let process = Called::of(pid);
+        Self { shared, process, link: None, left: false, why: "the publisher has ended".into() }
+    }
+
+    fn up(&mut self, link: u64) {
+        self.link = Some(link);
+        let Config { topic, id, .. } = &self.shared.config;
+        let (topic, publisher, process) = (topic.as_str(), Hex(*id), &self.process);
+        tracing::debug!(topic, %publisher, link, %process, "link to a subscriber is up");
+    }
+}
+
+impl Drop for Told<'_> {
+    fn drop(&mut self) {
+        let Config { topic, id, .. } = &self.shared.config;
+        let (topic, publisher, process, why) = (topic.as_str(), Hex(*id), &self.process, &*self.why);
+        match self.link {
+            Some(link) => {
+                tracing::debug!(topic, %publisher, link, %process, why, "link to a subscriber is down")
+            }
+            None => {
+                tracing::debug!(topic, %publisher, %process, why, "a connection ended before it was a link")
+            }
+        }
+    }
+}
+
+async fn watch(shared: &Shared, new: NewLink, told: &mut Told<'_>) -> Result<(), LinkError> {
+    let NewLink { connection, process, greeting, .. } = new;
     if let Greeting::Done((link, _)) = &greeting {
-        *id = Some(*link);
+        told.up(*link);
     }
     let socket = Watched::register(Arc::clone(&connection))?;
     let process = process.map(Watched::register).transpose()?;
@@ -272,16 +316,17 @@ async fn watch(shared: &Shared, new: NewLink, id: &mut Option<u64>) -> Result<()
             }
         }
     };
-    *id = Some(link);
+    if told.link.is_none() {
+        told.up(link);
+    }
     let bell = Watched::register_bell(bell)?;
-    let mut left = false;
     loop {
         tokio::select! {
             ready = socket.readable() => {
                 let mut ready = ready?;
                 match read(&connection)? {
-                    Read::Frame(Frame::Leave) if !left => {
-                        left = true;
+                    Read::Frame(Frame::Leave) if !told.left => {
+                        told.left = true;
                         shared.tell(Control::Leave(link));
                     }
                     Read::Frame(frame) => return Err(Kind::OutOfTurn(frame.name()).into()),
@@ -364,7 +409,7 @@ fn greet_silent(shared: &Shared, silent: &mut Vec<Silent>) {
 }
 
 /// Makes room among those who are silent.
-fn turn_one_away(silent: &mut Vec<Silent>) {
+fn turn_one_away(shared: &Shared, silent: &mut Vec<Silent>) {
     silent.retain(|one| !one.task.is_closed());
     if silent.len() < SILENT_MAX {
         return;
@@ -376,7 +421,7 @@ fn turn_one_away(silent: &mut Vec<Silent>) {
     let most = counts.values().copied().max();
     if let Some(at) = silent.iter().position(|one| counts.get(&one.process).copied() == most) {
         let one = silent.remove(at);
-        tracing::debug!(process = ?one.process, "turning away a connection that says nothing: there are too many");
+        shared.log(Note::TurnedAway(one.process));
         one.connection.shutdown();
     }
 }
@@ -384,26 +429,26 @@ fn turn_one_away(silent: &mut Vec<Silent>) {
 /// Looks who has connected, and reads his greeting if it is there.
 fn admit(
     shared: &Shared,
-    connection: Arc<Connection>,
+    connection: &Arc<Connection>,
     after: u64,
     silent: &mut Vec<Silent>,
 ) -> Result<NewLink, LinkError> {
-    let process = match identify(&connection, &shared.config.access) {
+    let process = match identify(connection, &shared.config.access) {
         Ok(Process::Ended) => return Err(LinkError::Ended),
         Ok(process) => process.into_fd(),
-        Err(error) => return Err(refuse(&connection, error)),
+        Err(error) => return Err(refuse(connection, error)),
     };
-    let greeting = match greet(shared, &connection, after)? {
+    let pid = connection.peer_credentials()?.pid;
+    let greeting = match greet(shared, connection, after)? {
         Some(greeted) => Greeting::Done(greeted),
         None => {
             let (task, greeted) = oneshot::channel();
-            let process = connection.peer_credentials()?.pid;
-            turn_one_away(silent);
-            silent.push(Silent { connection: Arc::clone(&connection), process, after, task });
+            turn_one_away(shared, silent);
+            silent.push(Silent { connection: Arc::clone(connection), process: pid, after, task });
             Greeting::Awaited(greeted)
         }
     };
-    Ok(NewLink { connection, process, greeting })
+    Ok(NewLink { connection: Arc::clone(connection), process, pid, greeting })
 }
 
 /// Tells a subscriber that there will be no link, as far as it is of use to him.

@@ -2,17 +2,22 @@
 //!
 //! This file is the handle; acceptance and delivery are in `shared` and `delivery`, the task in `task`.
 
+mod backlog;
 mod builder;
 mod delivery;
 mod error;
+mod journal;
 pub(crate) mod links;
 mod pace;
 mod patience;
 pub(crate) mod shared;
 mod sink;
 mod staged;
+mod stall;
 mod stats;
 mod task;
+#[cfg(all(test, not(tokio_shm_loom)))]
+mod tests;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -20,7 +25,7 @@ use std::time::{Duration, Instant};
 
 pub use self::builder::ShmPublisherBuilder;
 pub use self::error::{BindError, FlushError, LoanError, SendError, SendErrorKind, SinkError};
-use self::shared::{Queued, Shared};
+use self::shared::Shared;
 use self::sink::SinkState;
 use self::staged::Staged;
 pub use self::stats::PublisherStats;
@@ -258,8 +263,8 @@ impl ShmPublisher {
     ///
     /// Cancel safe: delivery goes on.
     pub async fn flush(&self) -> Result<(), FlushError> {
-        self.shared.pump();
         let target = self.shared.flush_target();
+        self.shared.pump();
         match self.shared.flushed.wait_until(|| self.shared.flushed(target)).await {
             true => Ok(()),
             false => Err(self.shared.flush_error()),
@@ -350,9 +355,10 @@ impl ShmPublisher {
         deadline: Option<Instant>,
     ) -> Result<(), SendError<B::Returned>> {
         let mut staged = Staged::new(buf);
-        if !staged.is_ready(self.home()) {
-            match self.loan_until(staged.bytes().len(), deadline) {
-                Ok(loan) => self.copy(&mut staged, loan),
+        let mut len = staged.len();
+        while !staged.is_ready(self.home()) {
+            match self.loan_until(len, deadline) {
+                Ok(loan) => len = self.copy_late(&mut staged, loan),
                 Err(error) => return Err(staged.into_error(error)),
             }
         }
@@ -371,16 +377,24 @@ impl ShmPublisher {
     #[inline]
     fn stage_now<B: Payload>(&self, staged: &mut Staged<B>) -> Result<(), SendErrorKind> {
         if !staged.is_ready(self.home()) {
-            let loan = self.try_loan(staged.bytes().len())?;
-            self.copy(staged, loan);
+            let copied = staged.copy(|bytes| self.try_loan(bytes.len()).map(ShmLoan::into_segment))?;
+            self.count_copied(copied);
         }
         Ok(())
     }
 
     #[inline]
-    fn copy<B: Payload>(&self, staged: &mut Staged<B>, loan: ShmLoan) {
-        let copied = staged.copy_to(loan.into_segment());
-        self.shared.copied_bytes.fetch_add(copied as u64, Ordering::Relaxed);
+    fn count_copied(&self, bytes: usize) {
+        self.shared.copied_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    /// Copies a message into memory that was waited for, unless it has become longer than that; how long it is.
+    fn copy_late<B: Payload>(&self, staged: &mut Staged<B>, loan: ShmLoan) -> usize {
+        let len = staged.copy_late(loan.into_segment());
+        if staged.is_ready(self.home()) {
+            self.count_copied(len);
+        }
+        len
     }
 
     #[cold]
@@ -393,9 +407,10 @@ impl ShmPublisher {
     /// What is left of a `send` that has to wait, for memory or for a place.
     #[cold]
     async fn send_waiting<B: Payload>(&self, mut staged: Staged<B>) -> Result<(), SendError<B::Returned>> {
-        if !staged.is_ready(self.home()) {
-            match self.loan(staged.bytes().len()).await {
-                Ok(loan) => self.copy(&mut staged, loan),
+        let mut len = staged.len();
+        while !staged.is_ready(self.home()) {
+            match self.loan(len).await {
+                Ok(loan) => len = self.copy_late(&mut staged, loan),
                 Err(error) => return Err(staged.into_error(error)),
             }
         }
@@ -411,8 +426,9 @@ impl ShmPublisher {
         if self.shared.deliver_now(|| staged.take()) {
             return Some(Ok(()));
         }
-        match self.shared.line().join(|| Queued::Slot(staged.take())) {
-            Ok(()) => {
+        match self.shared.join(|| staged.take()) {
+            // Missed or not: it is delivered now.
+            Ok(_) => {
                 kill_point!("send: queued");
                 self.shared.pump();
                 Some(Ok(()))

@@ -14,18 +14,21 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
+use super::backlog::Backlog;
 use super::delivery::Delivery;
 use super::error::{FlushError, LoanError};
+use super::journal::{Journal, Note};
 use super::links::{Acceptor, NewLink};
 use super::stats::PublisherStats;
 use crate::OnFull;
 use crate::access::Access;
 use crate::event::Notifier;
 use crate::gate::Gate;
-use crate::line::{Line, is_reached};
+use crate::line::{Joined, Line, NoPlace, is_reached};
 use crate::link::LinkSeed;
 use crate::pool::core::{Collect, Slot};
 use crate::pool::{PooledSegment, ShmSegmentPool};
+use crate::proto::class::GRAIN;
 use crate::sys::clock::monotonic_ns;
 use crate::sys::fork::{Disown, Origin, PerProcess, Registration};
 use crate::topic::TopicName;
@@ -67,6 +70,7 @@ pub(crate) struct Config {
     pub(crate) history: usize,
     pub(crate) max_subscribers: u32,
     pub(crate) evict_after: Option<Duration>,
+    pub(crate) link_bytes: Option<u64>,
 }
 
 pub(crate) struct Shared {
@@ -79,6 +83,8 @@ pub(crate) struct Shared {
     /// Handles that exist; the last one to go closes the publisher.
     pub(crate) handles: AtomicUsize,
     line: Arc<Line<Queued>>,
+    /// Bytes of what is in `line`.
+    backlog: Backlog,
     /// Senders that wait for a place.
     pub(crate) room: Gate,
     /// Sinks that wait for a place. A gate of their own, where all are always woken: one whose owner polls it no more
@@ -94,7 +100,9 @@ pub(crate) struct Shared {
     pub(crate) new_links: Mutex<Vec<NewLink>>,
     /// Messages that became the head without having been in line.
     heads: AtomicU64,
-    /// So many of these, and of those that were in line, are on their links.
+    /// So many of these are on their links.
+    heads_delivered: AtomicU64,
+    /// So many of those that were in line are on their links. Apart from the heads: each of the two counts in order.
     delivered: AtomicU64,
     /// Who waits for a flush or the end.
     pub(crate) flushed: Gate,
@@ -111,10 +119,21 @@ pub(crate) struct Shared {
     retry_at: AtomicU64,
     /// Messages come so fast that not each one's time is noted: the tx task has to note the last ones'.
     rush: AtomicBool,
+    /// The tx task looks for subscribers that keep senders waiting for long.
+    watching: AtomicBool,
     published: AtomicU64,
+    /// What the tx task is to tell the log.
+    pub(crate) journal: Journal,
     /// Shared with the links, which count.
     pub(crate) dropped: Arc<AtomicU64>,
     pub(crate) copied_bytes: AtomicU64,
+}
+
+/// What a flush waits for: so many messages of the line, and of those that became the head without having been in it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct FlushTarget {
+    joined: u64,
+    heads: u64,
 }
 
 const RUNNING: usize = 0;
@@ -129,15 +148,19 @@ impl Shared {
         notifier: Notifier,
     ) -> Arc<Self> {
         let (line, front) = Line::new(config.queue);
+        pool.core().add_publisher();
+        let link_share = config.link_bytes.map(|bytes| bytes.div_ceil(GRAIN as u64));
+        let delivery = Delivery::new(config.id, config.history, link_share, Arc::clone(pool.core()), front);
+        let bounded = config.link_bytes.is_none().then(|| pool.core().part());
+        // The tx task sees to the end, wherever the panic was.
+        let alarm = notifier.clone();
         let shared = Arc::new(Self {
             fork: OnceLock::new(),
             origin: Origin::here(),
-            delivery: Turnstile::new(Delivery::new(
-                config.id,
-                config.history,
-                Arc::clone(pool.core()),
-                front,
-            )),
+            delivery: Turnstile::new(delivery).with_alarm(move || {
+                let _ = alarm.notify();
+            }),
+            backlog: Backlog::new(bounded, config.queue),
             line,
             pool,
             acceptor,
@@ -149,6 +172,7 @@ impl Shared {
             controls: AtomicUsize::new(0),
             new_links: Mutex::default(),
             heads: AtomicU64::new(0),
+            heads_delivered: AtomicU64::new(0),
             delivered: AtomicU64::new(0),
             flushed: Gate::new(),
             subscribers: AtomicUsize::new(0),
@@ -159,7 +183,9 @@ impl Shared {
             gone: AtomicBool::new(false),
             retry_at: AtomicU64::new(0),
             rush: AtomicBool::new(false),
+            watching: AtomicBool::new(false),
             published: AtomicU64::new(0),
+            journal: Journal::default(),
             dropped: Arc::default(),
             copied_bytes: AtomicU64::new(0),
             config,
@@ -180,6 +206,27 @@ impl Shared {
     #[inline]
     pub(crate) fn line(&self) -> &Line<Queued> {
         &self.line
+    }
+
+    /// Whether the bytes in the line leave room for another message.
+    #[inline]
+    pub(crate) fn backlog_has_room(&self) -> bool {
+        self.backlog.has_room()
+    }
+
+    /// Puts a message into the line, if there is a place for it.
+    pub(crate) fn join(&self, message: impl FnOnce() -> Arc<Slot>) -> Result<Joined, NoPlace> {
+        if !self.backlog.has_room() && !self.is_closed() {
+            return Err(NoPlace::Full);
+        }
+        self.line.join(|| self.queued(message()))
+    }
+
+    /// A message that has a place in the line, to be put there.
+    #[inline]
+    pub(crate) fn queued(&self, slot: Arc<Slot>) -> Queued {
+        self.backlog.add(&slot);
+        Queued::Slot(slot)
     }
 
     #[inline]
@@ -256,6 +303,7 @@ impl Shared {
         }
         kill_point!("send: inside");
         if !delivery.deliver(message()) {
+            delivery.is_head_direct = true;
             self.heads.fetch_add(1, Ordering::AcqRel);
             self.work(delivery);
         }
@@ -302,6 +350,12 @@ impl Shared {
     pub(crate) fn accept_now(&self) {
         self.acceptor.accept_pending(self);
         self.pump();
+    }
+
+    /// Has the tx task tell the log.
+    pub(crate) fn log(&self, note: Note) {
+        self.journal.note(note);
+        self.notify();
     }
 
     /// Signals the tx task.
@@ -351,13 +405,16 @@ impl Shared {
         }
     }
 
-    pub(crate) fn flush_target(&self) -> u64 {
-        self.line.joined().wrapping_add(self.heads.load(Ordering::Acquire))
+    /// All that was accepted so far. To be read before the delivery that a flush begins with: what joins later may never be flushed.
+    pub(crate) fn flush_target(&self) -> FlushTarget {
+        FlushTarget { joined: self.line.joined(), heads: self.heads.load(Ordering::Acquire) }
     }
 
     /// Whether everything accepted up to `target` is on its links: `Some(false)` if it never will be.
-    pub(crate) fn flushed(&self, target: u64) -> Option<bool> {
-        if is_reached(self.delivered.load(Ordering::Acquire), target) {
+    pub(crate) fn flushed(&self, target: FlushTarget) -> Option<bool> {
+        if is_reached(self.delivered.load(Ordering::Acquire), target.joined)
+            && is_reached(self.heads_delivered.load(Ordering::Acquire), target.heads)
+        {
             return Some(true);
         }
         self.has_ended().then_some(false)
@@ -384,6 +441,20 @@ impl Shared {
         let due = delivery.stuck_since().map(|since| since.saturating_add(limit).saturating_sub(now));
         self.leave(delivery);
         due
+    }
+
+    /// Warns of subscribers that keep senders waiting, and says in how many nanoseconds to look again.
+    pub(crate) fn warn_of_stalls(&self) -> Option<u64> {
+        if !self.watching.load(Ordering::Acquire) {
+            return None;
+        }
+        let Some(mut delivery) = self.enter() else { return Some(EVICT_RETRY_NS) };
+        let (now, mut stalls) = (monotonic_ns(), Vec::new());
+        let next = delivery.stalls(now, &mut stalls);
+        self.watching.store(next.is_some(), Ordering::Release);
+        self.leave(delivery);
+        stalls.iter().for_each(|stall| stall.warn(self.config.topic.as_str()));
+        next.map(|next| next.saturating_sub(now))
     }
 
     /// Does what was put off and is due, for the tx task.
@@ -433,6 +504,12 @@ impl Disown for Shared {
     }
 }
 
+impl Drop for Shared {
+    fn drop(&mut self) {
+        self.pool.core().remove_publisher();
+    }
+}
+
 impl Collect for Shared {
     fn collect(&self) {
         for _ in 0..COLLECT_SPINS {
@@ -441,7 +518,7 @@ impl Collect for Shared {
                 delivery.retire();
                 // What a sink has fed may have all the memory there is.
                 self.work(&mut delivery);
-                delivery.reclaim();
+                self.reclaim(&mut delivery);
                 self.leave(delivery);
                 return;
             }

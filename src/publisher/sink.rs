@@ -14,9 +14,9 @@ use parking_lot::Mutex;
 
 use super::shared::{Queued, Shared};
 use super::staged::Staged;
-use super::{SENDS, ShmPublisher, SinkError};
+use super::{SENDS, SendErrorKind, ShmPublisher, SinkError};
 use crate::buffer::Payload;
-use crate::line::NoPlace;
+use crate::line::{Joined, NoPlace};
 
 /// With so many messages (or half the queue) or so many bytes they are delivered, flush or not.
 const BATCH: usize = 64;
@@ -75,7 +75,7 @@ impl SinkState {
             self.fed = 0;
         }
         if self.place == Place::Kept {
-            if shared.starved_for().is_some() {
+            if shared.starved_for().is_some() || !shared.backlog_has_room() {
                 self.give_up_kept(shared);
             } else {
                 self.place = Place::Ready;
@@ -108,8 +108,8 @@ impl SinkState {
             Some(flushing) => flushing,
             None => {
                 self.give_up_kept(shared);
-                self.deliver(shared);
                 let target = shared.flush_target();
+                self.deliver(shared);
                 if let Some(flushed) = shared.flushed(target) {
                     return Poll::Ready(flushed);
                 }
@@ -132,6 +132,31 @@ impl SinkState {
     }
 }
 
+impl ShmPublisher {
+    /// Gets the message into shared memory, or into the heap while the pool is at its cap.
+    #[inline]
+    fn stage_or_box<B: Payload>(
+        &self,
+        staged: &mut Staged<B>,
+    ) -> Result<Option<Box<Box<[u8]>>>, SendErrorKind> {
+        if staged.is_ready(self.home()) {
+            return Ok(None);
+        }
+        let copied = staged.copy(|bytes| match self.try_loan(bytes.len()) {
+            Ok(loan) => Ok(loan.into_segment()),
+            Err(error) if error.is_full() => Err(Ok(Box::new(bytes.into()))),
+            Err(error) => Err(Err(error.into())),
+        });
+        match copied {
+            Ok(len) => {
+                self.count_copied(len);
+                Ok(None)
+            }
+            Err(heap) => heap.map(Some),
+        }
+    }
+}
+
 /// Lets others have a reserved place.
 fn give_up(shared: &Shared) {
     shared.line().cancel_reserved();
@@ -148,7 +173,7 @@ fn make_ready(shared: &Shared, word: &mut u64) -> Option<Result<(), NoPlace>> {
 
 /// `None`: not now. While a message waits in the heap for memory nobody gets a place, so that such are few.
 fn try_reserve(shared: &Shared, word: &mut u64) -> Option<Result<(), NoPlace>> {
-    if shared.starved_for().is_some() && !shared.is_closed() {
+    if (shared.starved_for().is_some() || !shared.backlog_has_room()) && !shared.is_closed() {
         return None;
     }
     match shared.line().reserve(word) {
@@ -177,42 +202,47 @@ impl<B: Payload> Sink<B> for ShmPublisher {
 
     fn start_send(self: Pin<&mut Self>, buf: B) -> Result<(), Self::Error> {
         let this = self.get_mut();
-        assert!(
-            std::mem::take(&mut this.sink.place) == Place::Ready,
-            "start_send without a poll_ready that was ready"
-        );
+        assert!(this.sink.place == Place::Ready, "start_send without a poll_ready that was ready");
         let mut staged = Staged::new(buf);
-        let ready = match this.stage_now(&mut staged) {
-            Ok(()) => true,
-            Err(kind) if kind.is_pool_full() => false,
+        let heap = match this.stage_or_box(&mut staged) {
+            Ok(heap) => heap,
             Err(kind) => {
+                this.sink.place = Place::None;
                 give_up(&this.shared);
                 return Err(SinkError::new(kind, Some(staged.into_buf().into_returned())));
             }
         };
+        // Not sooner: with a message whose `as_bytes` panics the place is still this sink's.
+        this.sink.place = Place::None;
         // A flush that was given up would not wait for this message.
         *this.sink.flushing.get_mut() = None;
-        let len = staged.bytes().len();
-        let heap = (!ready).then(|| Box::new(staged.bytes().into()));
-        let queued = || heap.map_or_else(|| Queued::Slot(staged.take()), Queued::Heap);
+        let ready = heap.is_none();
+        let len = heap.as_ref().map_or_else(|| staged.len(), |bytes| bytes.len());
+        let queued = || heap.map_or_else(|| this.shared.queued(staged.take()), Queued::Heap);
         // While a message waits in the heap nobody is to have a place for another.
-        match this.shared.line().join_reserved(&mut this.sink.word, ready, queued) {
-            Ok(true) => this.sink.place = Place::Kept,
-            Ok(false) => {}
+        let missed = match this.shared.line().join_reserved(&mut this.sink.word, ready, queued) {
+            Ok(Joined { missed, kept }) => {
+                if kept {
+                    this.sink.place = Place::Kept;
+                }
+                missed
+            }
             Err(_) => {
                 return Err(SinkError::new(
                     this.shared.refusal().into(),
                     Some(staged.into_buf().into_returned()),
                 ));
             }
-        }
+        };
         this.sink.fed += 1;
         this.sink.batch += 1;
         this.sink.batch_bytes += len;
         // Nobody is to wait, for a place, for memory or for the end, until this sink happens to be flushed: whoever has come by now is seen
-        // (joining ends with a fence), and whoever comes later sees the message.
+        // (joining ends with a fence), and whoever comes later sees the message. A delivery that came before the message was there has left
+        // what is behind it as well.
         let most = (this.shared.config.queue as usize / 2).clamp(1, BATCH);
-        if this.sink.batch >= most || this.sink.batch_bytes >= BATCH_BYTES || this.shared.is_waited_for() {
+        let is_due = this.sink.batch >= most || this.sink.batch_bytes >= BATCH_BYTES || missed;
+        if is_due || this.shared.is_waited_for() {
             this.sink.deliver(&this.shared);
         }
         Ok(())

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::{SendError, SendErrorKind};
-use crate::buffer::{Home, Payload, ShmLoan};
+use crate::buffer::{Home, Payload, Sealed, ShmLoan};
 use crate::pool::PooledSegment;
 use crate::pool::core::Slot;
 
@@ -27,27 +27,51 @@ impl<B: Payload> Staged<B> {
         self.copy.is_some() || self.buf.as_ref().is_some_and(|buf| buf.is_loan_of(home))
     }
 
+    /// How long it is. Of what is in shared memory that is final; else it is the user's word, who may say something else the next time.
     #[inline]
-    pub(super) fn bytes(&self) -> &[u8] {
+    pub(super) fn len(&self) -> usize {
+        self.copy.as_ref().map_or_else(|| self.bytes().len(), |copy| copy.len())
+    }
+
+    /// What the user says that it is, just now.
+    #[inline]
+    fn bytes(&self) -> &[u8] {
         self.buf.as_ref().map_or(&[], B::as_bytes)
     }
 
-    /// Copies it to where there is room for as much as it is long; how much that was.
+    /// Copies it to where `find` finds memory for it; how much that was. The user is asked once.
     #[inline]
-    pub(super) fn copy_to(&mut self, mut segment: PooledSegment) -> usize {
+    pub(super) fn copy<E>(
+        &mut self,
+        find: impl FnOnce(&[u8]) -> Result<PooledSegment, E>,
+    ) -> Result<usize, E> {
         let bytes = self.bytes();
-        // A `Payload` of the user's may not give the same bytes twice.
-        let len = bytes.len().min(segment.len());
-        segment[..len].copy_from_slice(&bytes[..len]);
+        let len = bytes.len();
+        let mut segment = find(bytes)?;
+        segment.copy_from_slice(bytes);
         kill_point!("send: copied");
         self.copy = Some(segment);
-        len
+        Ok(len)
+    }
+
+    /// Copies it into memory that was waited for. If it has become too long for that meanwhile it is not in shared memory yet, and the
+    /// segment goes back to the pool. How long it is.
+    #[cold]
+    pub(super) fn copy_late(&mut self, mut segment: PooledSegment) -> usize {
+        let copied = self.copy(|bytes| {
+            if bytes.len() > segment.capacity() {
+                return Err(bytes.len());
+            }
+            segment.set_len(bytes.len());
+            Ok(segment)
+        });
+        copied.unwrap_or_else(|len| len)
     }
 
     /// The accepted message; called once.
     #[inline]
     pub(super) fn take(&mut self) -> Arc<Slot> {
-        let loan = || self.buf.take().and_then(B::into_loan).map(ShmLoan::into_segment);
+        let loan = || self.buf.take()?.into_loan(Sealed(())).map(ShmLoan::into_segment);
         let segment = self.copy.take().or_else(loan);
         segment.expect("a message is accepted once, and is_loan_of told the truth").into_slot()
     }

@@ -3,7 +3,7 @@
 use std::future::pending;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use rustix::time::{
     Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
@@ -11,13 +11,14 @@ use rustix::time::{
 use tokio::task::JoinSet;
 
 use super::links;
-use super::shared::Shared;
+use super::shared::{Config, Shared};
 use crate::event::Waiter;
 use crate::pool::PooledSegment;
 use crate::reactor::Watched;
 use crate::sys::clock::monotonic_ns;
 use crate::sys::fork::Origin;
 use crate::sys::socket::Listener;
+use crate::text::{Hex, chain};
 use crate::topic::{DiscoveryError, TopicDir};
 
 /// What the task owns. Dropped with it, finished or not: then nobody can find the publisher any more, and nobody waits
@@ -29,7 +30,12 @@ pub(crate) struct TxTask {
     place: Published,
     /// Made in good time: what it is for is, among others, that no descriptor is to be had.
     timer: Watched<Timer>,
+    /// The system refused the memory for the message that waits in the heap; said once, until it is there.
+    refused: AtomicBool,
 }
+
+/// When to ask again for memory that the system has refused: it comes free without a word.
+const MEMORY_RETRY_NS: u64 = 20_000_000;
 
 impl TxTask {
     /// # Panics
@@ -42,7 +48,8 @@ impl TxTask {
         place: Published,
     ) -> std::io::Result<Self> {
         let timer = Watched::register(Timer::new()?)?;
-        Ok(Self { listener: Watched::register(listener)?, shared, waiter, place, timer })
+        let refused = AtomicBool::new(false);
+        Ok(Self { listener: Watched::register(listener)?, shared, waiter, place, timer, refused })
     }
 
     pub(crate) async fn run(self) {
@@ -55,6 +62,7 @@ impl TxTask {
             while links.try_join_next().is_some() {
                 shared.acceptor.descriptors_came_free();
             }
+            shared.journal.tell(&shared.config);
             if shared.has_ended() {
                 return;
             }
@@ -79,7 +87,7 @@ impl TxTask {
                         shared.acceptor.accept_new(&shared);
                     }
                     Err(error) => {
-                        tracing::error!(%error, "the runtime's I/O is gone");
+                        tracing::error!(topic = shared.config.topic.as_str(), error = %chain(&error), "the runtime's I/O is gone");
                         return;
                     }
                 },
@@ -93,13 +101,20 @@ impl TxTask {
 
     /// Waits for a slot for the message that waits in the heap, if one does.
     async fn feed(&self) -> Option<PooledSegment> {
-        let Some(len) = self.shared.starved_for() else { return pending().await };
+        let Some(len) = self.shared.slot_wanted() else { return pending().await };
         let shared = &self.shared;
         match shared.pool.take_until(len, || shared.has_ended()).await {
-            Some(Ok(segment)) => Some(segment),
+            Some(Ok(segment)) => {
+                self.refused.store(false, Ordering::Relaxed);
+                Some(segment)
+            }
             Some(Err(error)) => {
-                tracing::warn!(%error, "a message that a sink accepted waits for memory");
-                // It is tried again with whatever happens next: a release, a send, a subscriber that goes.
+                if !self.refused.swap(true, Ordering::Relaxed) {
+                    let topic = shared.config.topic.as_str();
+                    tracing::warn!(topic, error = %chain(&error), "a message that a sink accepted waits for memory");
+                }
+                // It is tried again then, or with whatever happens before.
+                self.timer.get().set(MEMORY_RETRY_NS);
                 pending().await
             }
             None => None,
@@ -107,8 +122,15 @@ impl TxTask {
     }
 
     fn set_timer(&self) {
-        let due =
-            [self.shared.evict(), self.shared.retry_in(), self.shared.end_rush()].into_iter().flatten().min();
+        let due = [
+            self.shared.evict(),
+            self.shared.warn_of_stalls(),
+            self.shared.retry_in(),
+            self.shared.end_rush(),
+        ]
+        .into_iter()
+        .flatten()
+        .min();
         if let Some(due) = due {
             self.timer.get().set(due.max(1));
         }
@@ -142,7 +164,7 @@ impl Published {
         }
         kill_point!("withdraw: begun");
         if let Err(error) = self.directory.withdraw(self.id) {
-            tracing::debug!(%error, "the publisher's socket stays behind until the next bind or connect");
+            tracing::debug!(error = %chain(&error), "the publisher's socket stays behind until the next bind or connect");
         }
     }
 }
@@ -158,6 +180,9 @@ impl Drop for TxTask {
         self.place.withdraw();
         self.shared.die();
         self.shared.set_gone();
+        let Config { topic, id, .. } = &self.shared.config;
+        self.shared.journal.tell(&self.shared.config);
+        tracing::debug!(topic = topic.as_str(), publisher = %Hex(*id), "the publisher has ended");
     }
 }
 
@@ -190,7 +215,7 @@ impl Timer {
         };
         let timer = Itimerspec { it_interval: zero, it_value: value };
         if let Err(error) = timerfd_settime(&self.fd, TimerfdTimerFlags::empty(), &timer) {
-            tracing::error!(%error, "cannot set the timer for stuck subscribers");
+            tracing::error!(error = %chain(&error), "cannot set the timer for stuck subscribers");
         }
     }
 }

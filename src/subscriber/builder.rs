@@ -8,6 +8,7 @@ use super::waiting::Waits;
 use super::{BusyPoll, ConnectError, ShmSubscriber};
 use crate::OnFull;
 use crate::access::Access;
+use crate::text::{Hex, chain};
 use crate::topic::{DiscoveryError, RuntimeDir, TopicDir, TopicName, TopicWatch};
 
 const MAX_DEPTH: u32 = 65_536;
@@ -110,10 +111,15 @@ impl ShmSubscriberBuilder {
             .map_err(DiscoveryError::from)?;
         let id = crate::sys::random::random_id().map_err(failed)?;
         match self.core(&runtime_dir, &topic, id) {
-            Ok(core) => Ok(ShmSubscriber { topic, core, watched: None }),
+            Ok(core) => {
+                let (topic_name, subscriber) = (topic.as_str(), Hex(id));
+                let dir = runtime_dir.path().display();
+                tracing::debug!(topic = topic_name, %subscriber, %dir, publishers = core.peers.len(), "connected");
+                Ok(ShmSubscriber { topic, core, watched: None })
+            }
             Err(error) => {
                 if let Err(error) = TopicDir::remove_empty(&runtime_dir, &topic) {
-                    tracing::debug!(%error, "the topic's directory stays behind");
+                    tracing::debug!(dir = %runtime_dir.path().display(), error = %chain(&error), "the topic's directory stays behind");
                 }
                 Err(error.into())
             }

@@ -13,6 +13,7 @@ use crate::publisher::shared::Shared;
 use crate::sys::epoll_set::EpollSet;
 use crate::sys::fork::Origin;
 use crate::sys::socket::{ConnectFailed, Connection};
+use crate::text::{Hex, chain};
 use crate::topic::{DiscoveryError, TopicWatch};
 
 pub(super) type Item = Result<ShmSample, RecvError>;
@@ -112,6 +113,7 @@ impl<W: Default> Core<W> {
                 Err(ConnectFailed::Dead | ConnectFailed::Gone) => continue,
                 Err(ConnectFailed::Busy) => {
                     tracing::warn!(
+                        publisher = %Hex(id),
                         "a publisher has thousands of connections waiting; it is tried again when another comes"
                     );
                     continue;
@@ -127,9 +129,13 @@ impl<W: Default> Core<W> {
                 Err(LinkError::Ended) => self.watch.dir().remove(id)?,
                 Err(LinkError::Io(error)) => match DiscoveryError::io("connecting to a publisher")(error) {
                     error if error.is_shortage() => return Err(error),
-                    error => tracing::warn!(%error, "cannot connect to a publisher"),
+                    error => {
+                        tracing::warn!(publisher = %Hex(id), error = %chain(&error), "cannot connect to a publisher");
+                    }
                 },
-                Err(error) => tracing::warn!(%error, "cannot connect to a publisher"),
+                Err(error) => {
+                    tracing::warn!(publisher = %Hex(id), error = %chain(&error), "cannot connect to a publisher");
+                }
             }
         }
         Ok(())
@@ -263,7 +269,7 @@ impl<W: Default> Core<W> {
             peer.link.leave();
         }
         if let Err(error) = self.watch.dir().leave() {
-            tracing::debug!(%error, "the topic's directory stays behind");
+            tracing::debug!(error = %chain(&error), "the topic's directory stays behind");
         }
     }
 
@@ -271,6 +277,7 @@ impl<W: Default> Core<W> {
     fn end(&mut self, at: usize, ended: Ended) -> Option<RecvError> {
         let Peer { link, waits } = self.peers.swap_remove(at);
         let publisher = link.publisher;
+        tracing::debug!(publisher = %Hex(publisher), why = %ended, "link to a publisher is down");
         let was_established = link.is_established();
         drop(waits);
         link.leave();
@@ -298,7 +305,7 @@ impl<W: Default> Core<W> {
                 Some(RecvError::PeerMisbehaved { publisher, fault })
             }
             Ended::Io(error) => {
-                tracing::warn!(%error, "cannot talk to a publisher any more");
+                tracing::warn!(publisher = %Hex(publisher), error = %chain(&error), "cannot talk to a publisher any more");
                 self.stats.publishers_lost += 1;
                 Some(RecvError::PublisherLost { publisher })
             }

@@ -1,7 +1,10 @@
 //! What can go wrong when receiving, one type an operation.
 
+use std::fmt;
+
 use crate::link::Fault;
 use crate::sys::memory::MemoryError;
+use crate::text::Hex;
 use crate::topic::{DiscoveryError, TopicError};
 
 /// Why [`ShmSubscriber::connect`](crate::ShmSubscriber::connect) failed. That there is no publisher yet is no error.
@@ -40,7 +43,7 @@ pub enum ConnectError {
 ///
 /// Only [`Closed`](Self::Closed), [`Forked`](Self::Forked) and [`Io`](Self::Io) are for good; after every other error the subscriber goes on,
 /// and is connected to a publisher that comes back.
-#[derive(Debug, thiserror::Error)]
+#[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum RecvError {
     /// So many messages of a publisher were dropped because this subscriber was full, or were sent while it was being
@@ -109,6 +112,37 @@ pub enum RecvError {
     Io(#[source] std::io::Error),
 }
 
+impl fmt::Debug for RecvError {
+    /// As derived, with ids as [`Display`](fmt::Display) has them.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let of = |name, publisher: &u128, f: &mut fmt::Formatter<'_>| {
+            f.debug_struct(name).field("publisher", &Hex(*publisher)).finish()
+        };
+        match self {
+            Self::Lagged(missed) => f.debug_tuple("Lagged").field(missed).finish(),
+            Self::PublisherLost { publisher } => of("PublisherLost", publisher, f),
+            Self::Evicted { publisher } => of("Evicted", publisher, f),
+            Self::Refused { publisher, reason } => f
+                .debug_struct("Refused")
+                .field("publisher", &Hex(*publisher))
+                .field("reason", reason)
+                .finish(),
+            Self::PeerMisbehaved { publisher, fault } => f
+                .debug_struct("PeerMisbehaved")
+                .field("publisher", &Hex(*publisher))
+                .field("fault", fault)
+                .finish(),
+            Self::Closed => f.write_str("Closed"),
+            Self::OutOfResources { source } => {
+                f.debug_struct("OutOfResources").field("source", source).finish()
+            }
+            Self::Forked => f.write_str("Forked"),
+            Self::TimedOut => f.write_str("TimedOut"),
+            Self::Io(source) => f.debug_tuple("Io").field(source).finish(),
+        }
+    }
+}
+
 impl From<MemoryError> for RecvError {
     /// Of a shortage.
     fn from(error: MemoryError) -> Self {
@@ -146,4 +180,21 @@ pub enum TryRecvError {
     /// What [`recv`](crate::ShmSubscriber::recv) would have returned.
     #[error(transparent)]
     Recv(#[from] RecvError),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn debug_has_ids_as_display_has_them() {
+        let id = "0".repeat(30) + "ab";
+        for error in [
+            RecvError::PublisherLost { publisher: 0xab },
+            RecvError::Evicted { publisher: 0xab },
+            RecvError::Refused { publisher: 0xab, reason: String::new() },
+        ] {
+            assert!(error.to_string().contains(&id) && format!("{error:?}").contains(&id), "{error:?}");
+        }
+    }
 }

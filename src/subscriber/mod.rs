@@ -9,6 +9,7 @@ mod error;
 mod stats;
 mod waiting;
 
+use std::fmt;
 use std::future::poll_fn;
 use std::os::fd::OwnedFd;
 use std::pin::Pin;
@@ -60,7 +61,6 @@ use crate::topic::TopicName;
 /// # Ok(())
 /// # }
 /// ```
-#[derive(Debug)]
 #[must_use = "a subscriber that is dropped receives nothing"]
 pub struct ShmSubscriber {
     topic: TopicName,
@@ -246,6 +246,15 @@ impl Stream for ShmSubscriber {
             Err(RecvError::Closed) => Poll::Ready(None),
             item => Poll::Ready(Some(item)),
         }
+    }
+}
+
+impl fmt::Debug for ShmSubscriber {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ShmSubscriber")
+            .field("topic", &self.topic)
+            .field("stats", &self.core.stats)
+            .finish_non_exhaustive()
     }
 }
 

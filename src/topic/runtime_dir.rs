@@ -37,7 +37,6 @@ impl RuntimeDir {
     }
 
     /// Where it is.
-    #[cfg(any(test, feature = "zenoh"))]
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }

@@ -103,3 +103,27 @@ fn bounds_are_those_of_exclusive_access() {
     send::<Inside<'_, std::cell::Cell<u32>>>();
     sync::<Inside<'_, u32>>();
 }
+
+#[test]
+fn what_a_panic_left_is_salvaged_once_and_the_alarm_is_given() {
+    let alarms = std::sync::Arc::new(AtomicU32::new(0));
+    let counted = std::sync::Arc::clone(&alarms);
+    let turnstile = Turnstile::new(1).with_alarm(move || {
+        counted.fetch_add(1, Ordering::Relaxed);
+    });
+    assert_eq!(turnstile.salvage(|value| *value), None);
+    let inside = turnstile.enter().unwrap();
+    assert_eq!(turnstile.salvage(|value| *value), None);
+    assert!(!inside.leave());
+    assert_eq!(alarms.load(Ordering::Relaxed), 0);
+    let panicked = catch_unwind(AssertUnwindSafe(|| {
+        let mut inside = turnstile.enter().unwrap();
+        *inside = 2;
+        panic!("inside");
+    }));
+    assert!(panicked.is_err());
+    assert_eq!(alarms.load(Ordering::Relaxed), 1);
+    assert_eq!(turnstile.salvage(|value| *value), Some(2));
+    assert_eq!(turnstile.salvage(|value| *value), None);
+    assert!(turnstile.enter().is_none());
+}

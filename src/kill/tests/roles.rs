@@ -161,7 +161,8 @@ fn publisher(script: &str, on_full: OnFull, dir: &Path) {
     runtime.block_on(async {
         loop {
             let pool = ShmPoolConfig::new().max_bytes(POOL);
-            let builder = ShmPublisher::builder("t").runtime_dir(dir).pool(pool);
+            // A link may have all of the pool, so that a loan waits for what its subscriber holds.
+            let builder = ShmPublisher::builder("t").runtime_dir(dir).pool(pool).link_bytes(POOL);
             let publisher = builder.on_full(on_full).queue(QUEUE).bind().unwrap();
             say(&format!("bound {:032x} {}", publisher.id(), monotonic_ns()));
             publisher.wait_for_subscribers(2).await;

@@ -70,7 +70,8 @@ impl Stage {
         let dir = private_dir();
         let _entered = runtime.enter();
         let pool = ShmPoolConfig::new().max_bytes(POOL);
-        let builder = ShmPublisher::builder("t").runtime_dir(dir.path()).pool(pool);
+        // A link may have all of the pool, so that a loan waits for what its subscriber holds.
+        let builder = ShmPublisher::builder("t").runtime_dir(dir.path()).pool(pool).link_bytes(POOL);
         let publisher = builder.on_full(on_full).queue(QUEUE).bind().unwrap();
         let mut remote = Victim::start();
         remote.order("witness", "", on_full, None, dir.path()).unwrap();

@@ -14,11 +14,19 @@ impl Shared {
         self.starved.load(Ordering::Acquire).checked_sub(1)
     }
 
+    /// How long a slot is still to be found, if any: one that was left here for the first message in the heap is enough, for as long as
+    /// that cannot be delivered.
+    pub(crate) fn slot_wanted(&self) -> Option<usize> {
+        let len = self.starved_for()?;
+        let suffices = self.fed.lock().as_ref().is_some_and(|segment| segment.capacity() >= len);
+        (!suffices).then_some(len)
+    }
+
     /// The next queued message, in a slot; `None` too while one waits for a slot. Counts in `popped` what left the queue.
     #[inline]
     pub(super) fn next_queued(&self, delivery: &mut Delivery, popped: &mut usize) -> Option<Arc<Slot>> {
         if delivery.waiting.is_empty() {
-            let queued = delivery.front.pop()?;
+            let queued = self.pop(delivery)?;
             *popped += 1;
             match queued {
                 Queued::Slot(slot) => return Some(slot),
@@ -42,7 +50,11 @@ impl Shared {
         let bytes = delivery.waiting.pop_front()?;
         segment.set_len(len);
         segment.copy_from_slice(&bytes);
-        if delivery.waiting.is_empty() {
+        if let Some(next) = delivery.waiting.front() {
+            // It may be as long as this one: the tx task is told that another slot is wanted.
+            self.starved.swap(next.len() + 1, Ordering::AcqRel);
+            self.notify();
+        } else {
             self.starved.swap(0, Ordering::AcqRel);
             // What the tx task has got by now comes too late.
             drop(self.fed.lock().take());
@@ -56,13 +68,13 @@ impl Shared {
     /// Only where no subscriber has any to release: with all memory in messages behind the one that waits for some, it
     /// would wait for ever.
     fn swap_out(&self, delivery: &mut Delivery, len: usize, popped: &mut usize) -> Option<PooledSegment> {
-        delivery.reclaim();
+        self.reclaim(delivery);
         if let Some(idle) = self.pool.take_idle(len) {
             return Some(idle);
         }
         // No more of them than the queue is long: each has given its place to another.
         while !delivery.has_tickets_out() && delivery.waiting.len() <= self.config.queue as usize {
-            let queued = delivery.front.pop()?;
+            let queued = self.pop(delivery)?;
             *popped += 1;
             match queued {
                 Queued::Heap(bytes) => delivery.waiting.push_back(*bytes),

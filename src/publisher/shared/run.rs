@@ -1,6 +1,7 @@
 //! One run of delivery: what whoever passes the turnstile does inside, from the look for new subscribers to the ring for those who
 //! sleep.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering;
 
 use super::{Control, Queued, Shared};
@@ -22,13 +23,26 @@ const RUSH_NS: u64 = 1_000_000;
 
 impl Shared {
     #[inline]
-    pub(super) fn enter(&self) -> Option<Inside<'_, Delivery>> {
+    pub(in crate::publisher) fn enter(&self) -> Option<Inside<'_, Delivery>> {
         let inside = self.delivery.enter();
-        if inside.is_none() && self.delivery.is_poisoned() && !self.has_ended() {
-            // Somebody panicked inside: nothing can be delivered any more, and nobody is to wait for it.
-            self.die();
+        if inside.is_none() && self.delivery.is_poisoned() {
+            self.end_poisoned();
         }
         inside
+    }
+
+    /// After a panic inside: nothing can be delivered any more, and nothing is to wait for it. Subscribers are told, and all slots go back
+    /// that can still be found.
+    #[cold]
+    fn end_poisoned(&self) {
+        self.die();
+        // What is left may be anything: a panic more is the last one.
+        let finish = AssertUnwindSafe(|| self.delivery.salvage(|delivery| self.finish_dead(delivery)));
+        if catch_unwind(finish).is_err() {
+            tracing::error!(
+                "a panic in the middle of a delivery has left memory behind that is in use for ever"
+            );
+        }
     }
 
     /// What is done first at every entry: new subscribers, if there may be some, and what the tasks have said.
@@ -102,6 +116,25 @@ impl Shared {
         }
     }
 
+    /// The end without order: all that was not delivered goes back to the pool.
+    fn finish_dead(&self, delivery: &mut Delivery) {
+        if !delivery.finished {
+            delivery.finish(false);
+        }
+        self.give_back_queued(delivery);
+    }
+
+    /// Gives back what joined and is not delivered: only after a death, a clean end waits until there is nothing. The pool may be shared,
+    /// and go on.
+    fn give_back_queued(&self, delivery: &mut Delivery) {
+        while let Some(queued) = self.pop(delivery) {
+            if let Queued::Slot(slot) = queued {
+                slot.give_back();
+            }
+        }
+        drop(self.fed.lock().take());
+    }
+
     /// Delivers from the head and the queue until they are empty, stuck, or enough for one run.
     pub(super) fn work(&self, delivery: &mut Delivery) {
         let pool = self.pool.core();
@@ -109,29 +142,23 @@ impl Shared {
             delivery.finish(false);
         }
         if delivery.finished {
-            // Only after a death: a clean end waits until it is empty. The pool may be shared, and go on.
-            while let Some(queued) = delivery.front.pop() {
-                if let Queued::Slot(slot) = queued {
-                    slot.give_back();
-                }
-            }
-            drop(self.fed.lock().take());
+            self.give_back_queued(delivery);
             return;
         }
         if pool.budget.gate.has_waiters() {
-            delivery.reclaim();
+            self.reclaim(delivery);
         }
         let mut done = 0;
+        let mut heads_done = 0;
         let mut popped = 0;
         loop {
             if delivery.is_stuck() {
                 let goes_on = delivery.retry_head() || (delivery.look_for_room() && delivery.retry_head());
                 if !goes_on {
-                    let begun = delivery.arm_stuck(monotonic_ns());
+                    if delivery.arm_stuck(monotonic_ns()) {
+                        self.watch_stalls();
+                    }
                     if !delivery.retry_head() {
-                        if begun && self.config.evict_after.is_some() {
-                            self.notify();
-                        }
                         if delivery.is_crowded()
                             && self.retry_at.swap(monotonic_ns() + CROWDED_RETRY_NS, Ordering::AcqRel) == 0
                         {
@@ -140,7 +167,11 @@ impl Shared {
                         break;
                     }
                 }
-                done += 1;
+                if std::mem::take(&mut delivery.is_head_direct) {
+                    heads_done += 1;
+                } else {
+                    done += 1;
+                }
             }
             if popped >= RUN {
                 self.notify();
@@ -161,9 +192,12 @@ impl Shared {
             delivery.front.give_back(popped);
             self.wake_for_room(popped);
         }
-        if done > 0 {
+        if done + heads_done > 0 {
             // Before, so that whoever has flushed finds all of it in the statistics.
             self.published.store(delivery.next_seq(), Ordering::Relaxed);
+            if heads_done > 0 {
+                self.heads_delivered.fetch_add(heads_done, Ordering::AcqRel);
+            }
             self.delivered.fetch_add(done, Ordering::AcqRel);
             self.flushed.wake_all();
             if popped == 0 {
@@ -173,9 +207,38 @@ impl Shared {
         }
     }
 
+    /// Returns to the pool whatever subscribers have released.
+    pub(super) fn reclaim(&self, delivery: &mut Delivery) {
+        if delivery.reclaim() {
+            self.watch_stalls();
+        }
+    }
+
+    /// Has the tx task look how long senders wait for a subscriber, unless it does already.
+    fn watch_stalls(&self) {
+        // Plain: changed inside the turnstile only.
+        let watching = self.watching.load(Ordering::Relaxed);
+        if !watching {
+            self.watching.store(true, Ordering::Release);
+        }
+        if !watching || self.config.evict_after.is_some() {
+            self.notify();
+        }
+    }
+
+    /// The first in the line, whose bytes are counted off.
+    #[inline]
+    pub(super) fn pop(&self, delivery: &mut Delivery) -> Option<Queued> {
+        let queued = delivery.front.pop();
+        if let Some(Queued::Slot(slot)) = &queued {
+            self.backlog.remove(slot);
+        }
+        queued
+    }
+
     /// Rings who has to be woken and opens the turnstile; if somebody knocked meanwhile, his work is done too.
     #[inline]
-    pub(super) fn leave(&self, delivery: Inside<'_, Delivery>) {
+    pub(in crate::publisher) fn leave(&self, delivery: Inside<'_, Delivery>) {
         if self.conclude(delivery) {
             self.answer();
         }
@@ -189,20 +252,26 @@ impl Shared {
         delivery.leave()
     }
 
-    /// Does the work of who knocked, or has the tx task do it where there is more and more of it.
+    /// Does the work of those that knocked, or has the tx task do it where there is more and more of it.
+    ///
+    /// It may have been a sender that found neither the turnstile open nor a place in line, and waits: where all places are reserved
+    /// none ever comes free, and what it can do is to enter. (More than one: the one that is woken wakes the next.)
     #[cold]
     fn answer(&self) {
         let mut rounds = 0;
         while rounds < 2 || self.has_ended() {
             rounds += 1;
+            // Another is inside, and has heard of it now.
             let Some(mut delivery) = self.enter() else { return };
             self.prepare(&mut delivery);
             self.work(&mut delivery);
             if !self.conclude(delivery) {
+                self.room.wake(1);
                 return;
             }
         }
         self.notify();
+        self.room.wake(1);
     }
 
     /// Notes for others what the run has come to.
@@ -225,8 +294,10 @@ impl Shared {
             self.notify();
         }
         if std::mem::take(&mut delivery.links_changed) {
+            self.backlog.set_part(delivery.part);
             self.subscribers.swap(delivery.subscribers(), Ordering::AcqRel);
             self.subscribers_changed.wake_all();
+            delivery.notes.drain(..).for_each(|note| self.log(note));
         }
     }
 
