@@ -24,7 +24,10 @@ use crate::proto::class::{self, ClassIndex};
 /// From here on a segment is made on a thread where blocking is allowed: its page faults take longer than going there.
 const MAKE_ELSEWHERE: u64 = 256 << 10;
 
-/// A lock-free pool of shared-memory segments, with a cap in bytes.
+/// A pool of shared-memory segments, with a cap in bytes.
+///
+/// Lock-free where it counts: taking an idle segment and giving one back. Making one, giving up idle ones of other sizes, and what
+/// more than 1,024 idle slots of a size take beyond that use locks of this process.
 ///
 /// Cheap to clone; clones are the same pool. A [`PooledSegment`] gives itself back when it is dropped and stays valid
 /// when it outlives the pool.

@@ -49,8 +49,9 @@ pub enum RecvError {
     /// So many messages of a publisher were dropped because this subscriber was full, or were sent while it was being
     /// connected. The next message of that publisher is the one after them.
     ///
-    /// Exact, save at the first message of a publisher that was in a rush (messages less than a microsecond apart) when this
-    /// subscriber connected: up to fifteen that were sent in the microseconds before may be counted as well.
+    /// Exact, save the first of a publisher after this subscriber has connected to it: never too few, but messages from just before
+    /// may be counted as well. Those are up to fifteen of a publisher in a rush (messages less than two microseconds apart), and
+    /// more only where it accepted the connection so late that 512 batches had been sent meanwhile: then up to a sixteenth of these.
     #[error("{0} messages were missed; receive faster, raise depth, or choose OnFull::Wait")]
     Lagged(u64),
     /// A publisher is gone without closing, killed most likely: messages that it had accepted may be missing.
