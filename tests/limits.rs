@@ -1,15 +1,16 @@
 //! The limits of a process and of the machine: whoever meets one is told what to change, leaks nothing, and goes on with
 //! the same handles once there is room.
 //!
-//! Limits belong to a process, so each test has children that meet them. Forks, clocks and panics are in `limits_peers`.
+//! Limits belong to a process, so each test has children that meet them. Memory is in `limits_memory`; forks, clocks and panics are in
+//! `limits_peers`.
 
 mod support;
 
-use std::error::Error;
 use std::path::Path;
 use std::process::Command;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use support::limits::{assert_says, limited};
 use support::{Dir, LIMIT, Peer, Role, is_allowed, skipped, until, wait_until, within};
 use tokio_shm::{
     Backing, LoanError, RecvError, ShmPoolConfig, ShmPublisher, ShmSample, ShmSegmentPool, ShmSubscriber,
@@ -29,29 +30,6 @@ fn descriptors() -> usize {
 fn mapped_segments() -> usize {
     let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
     maps.lines().filter(|line| line.contains("tokio-shm-segment") || line.contains("/dev/shm/")).count()
-}
-
-/// The whole text of an error, as a program shows it that prints the causes too.
-fn text(error: &(dyn Error + 'static)) -> String {
-    let causes = std::iter::successors(Some(error), |error: &&(dyn Error + 'static)| (*error).source());
-    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
-}
-
-#[track_caller]
-fn assert_says(error: &(dyn Error + 'static), parts: &[&str]) {
-    let text = text(error);
-    for part in parts {
-        assert!(text.contains(part), "{part:?} is not in: {text}");
-    }
-}
-
-/// Runs `body` with no more of `resource` than `current`.
-fn limited<T>(resource: Resource, current: u64, body: impl FnOnce() -> T) -> T {
-    let before = getrlimit(resource);
-    setrlimit(resource, Rlimit { current: Some(current), maximum: before.maximum }).unwrap();
-    let result = body();
-    setrlimit(resource, before).unwrap();
-    result
 }
 
 /// Runs `body` with room for `room` descriptors more.

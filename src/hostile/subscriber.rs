@@ -416,12 +416,25 @@ const DEEDS: &[Deed] = &[
         "announced 18446744073709551615 bytes of shared memory",
     ),
     (
-        "a segment that nobody has allocated",
-        |this, _| {
+        "a message that nobody has allocated",
+        |this, gifts| {
             let len = memory::host_memory();
             announce_as(this, memfd(len, SEGMENT_SEALS), len, BackingWire::Memfd);
+            this.push(gifts, Descriptor { len, ..descriptor(0, 0) });
         },
         "never allocated by who made it",
+    ),
+    (
+        "addresses without end",
+        |this, _| {
+            let len = memory::host_memory();
+            for id in 1..=65 {
+                let fd = memfd(len, SEGMENT_SEALS);
+                let segment = Segment { id, len, backing: BackingWire::Memfd };
+                assert!(this.wire.say(Frame::Segment(segment), &[fd.as_fd()]));
+            }
+        },
+        "is the most for this host",
     ),
     (
         "a segment retired that never was",

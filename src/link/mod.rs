@@ -48,8 +48,8 @@ pub(crate) enum Kind {
     AnnouncedTwice(u64),
     #[error("announced more than {SEGMENTS_MAX} segments at a time")]
     TooManySegments,
-    #[error("announced {announced} bytes of shared memory, more than the {host} bytes that this host has")]
-    TooMuchMemory { announced: u64, host: u64 },
+    #[error("announced {announced} bytes of shared memory, where {most} is the most for this host")]
+    TooMuchMemory { announced: u64, most: u64 },
     #[error("retired segment {0}, which it had not announced")]
     NotAnnounced(u64),
     #[error("granted a depth of {granted} where {asked} was asked for")]

@@ -19,7 +19,7 @@ use crate::proto::ring::{CLAIM_MAX, Consumer, Descriptor, Popped};
 use crate::proto::wire::{self, BackingWire, Frame, Hello, RefusedReason, Welcome};
 use crate::sys::bell::Bell;
 use crate::sys::clock::monotonic_ns;
-use crate::sys::memory::{self, Backing, MemoryError};
+use crate::sys::memory::{self, Backing, Foreign, MemoryError};
 use crate::sys::process::Process;
 use crate::sys::socket::{Connection, Received};
 use crate::text::{Called, Hex, chain};
@@ -28,6 +28,11 @@ use crate::text::{Called, Hex, chain};
 const FRAMES: usize = 64;
 /// Cache lines fetched at most for the messages of one claim. After so many the processor knows by itself what comes next.
 const LINES_MAX: usize = 64;
+
+/// Addresses that a publisher may announce, for each byte that the host has and in all: what it has not allocated costs no more than
+/// these, and a process has 128 TiB of them.
+const ADDRESSES_PER_BYTE: u64 = 64;
+const ADDRESSES_MAX: u64 = 1 << 43;
 
 /// Why a link is over.
 #[derive(Debug)]
@@ -77,13 +82,24 @@ struct Established {
     bell: Arc<Bell>,
     /// The message number due next.
     expect: u64,
-    segments: HashMap<u64, Arc<RemoteSegment>>,
-    /// The bytes of all of them.
-    announced: u64,
-    /// Of those the ones used lately: most messages need no look into the map.
+    segments: HashMap<u64, Announced>,
+    /// The bytes of all of them, as addresses and as memory.
+    addresses: u64,
+    allocated: u64,
+    /// Of those the ones used lately, sparse ones left out: most messages need no look into the map.
     recent: Recent<Arc<RemoteSegment>>,
     aside: Option<Aside>,
     armed: bool,
+}
+
+/// A segment that the publisher has announced.
+#[derive(Debug)]
+struct Announced {
+    segment: Arc<RemoteSegment>,
+    /// Bytes that had been allocated then.
+    allocated: u64,
+    /// So much of it, from its beginning, can be read without a look: all, save for one that is sparse.
+    readable: usize,
 }
 
 /// What was taken from the ring and not handed out yet.
@@ -366,7 +382,7 @@ impl LinkRx {
         if descriptor.seq < link.expect {
             return Err(Kind::Backwards { expected: link.expect, actual: descriptor.seq }.into());
         }
-        let segment = self.segment(descriptor.segment)?;
+        let segment = self.segment(&descriptor)?;
         let link = self.established.as_deref_mut().ok_or(Kind::OutOfTurn("message"))?;
         let Some(segment) = segment else {
             link.aside = Some(Aside::Popped(descriptor));
@@ -416,22 +432,27 @@ impl LinkRx {
         Ok(sample.ok_or(Kind::OutOfBounds { segment: id, offset, len })?)
     }
 
-    /// The mapping of segment `id`, which was announced before the message that names it. `None`: it is announced in what
-    /// there is no room for.
+    /// The mapping of the message's segment, which was announced before it, and in which the message can be read. `None`: it is
+    /// announced in what there is no room for.
     #[inline]
-    fn segment(&mut self, id: u64) -> Result<Option<Arc<RemoteSegment>>, Ended> {
+    fn segment(&mut self, descriptor: &Descriptor) -> Result<Option<Arc<RemoteSegment>>, Ended> {
         if let Some(link) = self.established.as_deref()
-            && let Some(segment) = link.recent.get(id)
+            && let Some(segment) = link.recent.get(descriptor.segment)
         {
             return Ok(Some(Arc::clone(segment)));
         }
+        self.find_segment(descriptor)
+    }
+
+    fn find_segment(&mut self, descriptor: &Descriptor) -> Result<Option<Arc<RemoteSegment>>, Ended> {
+        let id = descriptor.segment;
         if !self.knows_segment(id) {
             // It came before the message, so it is in the socket, which does not hold more frames than this.
             self.read_frames(SEGMENTS_MAX, |link| link.knows_segment(id));
         }
         let unknown = Kind::OutOfBounds { segment: id, offset: 0, len: 0 };
         let link = self.established.as_deref_mut().ok_or(Kind::OutOfTurn("message"))?;
-        let Some(segment) = link.segments.get(&id) else {
+        let Some(announced) = link.segments.get_mut(&id) else {
             return match self.ended.take() {
                 // It may be that we could not take the segment: no fault of the publisher's.
                 Some(ended @ (Ended::Fault(_) | Ended::Io(_))) => Err(ended),
@@ -439,8 +460,12 @@ impl LinkRx {
                 _ => Err(unknown.into()),
             };
         };
-        link.recent.put(id, Arc::clone(segment));
-        Ok(Some(Arc::clone(segment)))
+        announced.make_readable(descriptor)?;
+        let segment = Arc::clone(&announced.segment);
+        if announced.readable == segment.mapping.len() {
+            link.recent.put(id, Arc::clone(&segment));
+        }
+        Ok(Some(segment))
     }
 
     fn knows_segment(&self, id: u64) -> bool {
@@ -486,8 +511,9 @@ impl LinkRx {
                 link.map_segment(segment, fd)?;
             }
             (Frame::Retire { id }, Some(link)) => {
-                let segment = link.segments.remove(&id).ok_or(Kind::NotAnnounced(id))?;
-                link.announced -= segment.mapping.len() as u64;
+                let retired = link.segments.remove(&id).ok_or(Kind::NotAnnounced(id))?;
+                link.addresses -= retired.segment.mapping.len() as u64;
+                link.allocated -= retired.allocated;
                 link.recent.forget(id);
             }
             (Frame::Bye, Some(_)) => return Err(Ended::Closed.into()),
@@ -535,7 +561,8 @@ impl LinkRx {
             bell,
             expect: welcome.expect_seq,
             segments: HashMap::new(),
-            announced: 0,
+            addresses: 0,
+            allocated: 0,
             recent: Recent::new(),
             aside: None,
             armed: false,
@@ -569,19 +596,49 @@ impl Established {
         if self.segments.len() >= SEGMENTS_MAX {
             return Err(Kind::TooManySegments.into());
         }
-        let (announced, host) = (self.announced.saturating_add(len), memory::host_memory());
-        if announced > host {
-            return Err(Kind::TooMuchMemory { announced, host }.into());
-        }
+        let host = memory::host_memory();
+        let addresses =
+            within(self.addresses, len, host.saturating_mul(ADDRESSES_PER_BYTE).min(ADDRESSES_MAX))?;
         let len = usize::try_from(len).map_err(|_| Kind::OutOfBounds { segment: id, offset: 0, len })?;
         kill_point!("segment: received");
-        let mapping = memory::map_read_only(fd.as_fd(), len, backing).map_err(unusable)?;
+        let Foreign { mapping, allocated, sparse } =
+            memory::map_read_only(fd.as_fd(), len, backing).map_err(unusable)?;
         kill_point!("segment: mapped");
+        let sum = within(self.allocated, allocated, host)?;
         let segment = Arc::new(RemoteSegment { mapping, link: Arc::clone(&self.shared) });
-        self.segments.insert(id, segment);
-        self.announced = announced;
+        let readable = if sparse { 0 } else { len };
+        self.segments.insert(id, Announced { segment, allocated, readable });
+        (self.addresses, self.allocated) = (addresses, sum);
         Ok(())
     }
+}
+
+impl Announced {
+    /// Has what a message's bytes lack of memory allocated, if the segment is sparse.
+    #[inline]
+    fn make_readable(&mut self, message: &Descriptor) -> Result<(), Kind> {
+        let end = message.offset.saturating_add(message.len);
+        if end <= self.readable as u64 { Ok(()) } else { self.make_more_readable(message.offset, end) }
+    }
+
+    #[cold]
+    fn make_more_readable(&mut self, start: u64, end: u64) -> Result<(), Kind> {
+        let mapping = &self.segment.mapping;
+        let inside = |at: u64| usize::try_from(at).ok().filter(|at| *at <= mapping.len());
+        // What lies outside is refused where the sample is made.
+        let (Some(start), Some(end)) = (inside(start), inside(end)) else { return Ok(()) };
+        mapping.make_readable(start..end).map_err(Kind::Memory)?;
+        if start <= self.readable {
+            self.readable = end;
+        }
+        Ok(())
+    }
+}
+
+/// `sum` and `more`, if they are no more than `most`.
+fn within(sum: u64, more: u64, most: u64) -> Result<u64, Kind> {
+    let announced = sum.saturating_add(more);
+    if announced > most { Err(Kind::TooMuchMemory { announced, most }) } else { Ok(announced) }
 }
 
 /// Shared memory that could not be mapped, for want of room or by the publisher's fault.

@@ -72,8 +72,10 @@ impl ShmPoolConfig {
 
     /// Whether memory is allocated and mapped when a segment is made. Default `true`.
     ///
-    /// Off, the first touch of each page allocates it, and a machine out of memory answers that touch with SIGBUS
-    /// instead of an error here.
+    /// Off, the first touch of each page allocates it, and a machine (or a control group) out of memory answers that touch with SIGBUS
+    /// or its OOM killer instead of an error here. What is never touched takes no memory, neither here nor at a subscriber, so that a
+    /// loan may be far longer than what is sent of it. A subscriber makes one system call for each message in such a segment of more
+    /// than 1 MiB that reaches beyond what it has read before, to be sure that the message can be read.
     pub fn populate(mut self, populate: bool) -> Self {
         self.populate = populate;
         self

@@ -29,6 +29,11 @@ impl Limit {
         Self(getrlimit(Resource::As).current)
     }
 
+    /// The soft `RLIMIT_FSIZE`, in bytes.
+    pub(crate) fn file_size() -> Self {
+        Self(getrlimit(Resource::Fsize).current)
+    }
+
     /// `fs.file-max`: how many files all processes of the host may have open.
     pub(crate) fn files() -> Self {
         Self::sysctl("/proc/sys/fs/file-max")

@@ -10,12 +10,15 @@
 
 mod error;
 mod posix;
+mod room;
 #[cfg(test)]
 mod tests;
 
 pub use error::MemoryError;
+pub(crate) use room::host_memory;
 
 use super::fork::Registration;
+use super::limits::Limit;
 use error::{describe_lock_failure, describe_shortage};
 use rustix::fs::{
     FallocateFlags, FileType, MemfdFlags, SealFlags, fallocate, fcntl_add_seals, fcntl_get_seals, fstat,
@@ -24,9 +27,9 @@ use rustix::fs::{
 use rustix::io::Errno;
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mlock, mmap, munmap};
 use std::ffi::c_void;
+use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::ptr::{NonNull, null_mut};
-use std::sync::LazyLock;
 
 /// What shared memory is made of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -68,6 +71,9 @@ const LINK_SEALS: SealFlags = SealFlags::SHRINK.union(SealFlags::GROW).union(Sea
 
 /// What a link page must have before it is mapped: enough that no access can fail.
 const LINK_SEALS_NEEDED: SealFlags = SealFlags::SHRINK.union(SealFlags::GROW);
+
+/// A peer's segment up to this size has all its pages mapped at once, in 20 µs.
+const POPULATED_MAX: usize = 1 << 20;
 
 /// A shared mapping, unmapped on drop.
 ///
@@ -118,6 +124,37 @@ impl Mapping {
         // SAFETY: the range is this mapping's (the type's invariant), and the advices used here (huge pages, populate) do not
         // change what it contains.
         unsafe { madvise(self.ptr.as_ptr().cast::<c_void>(), self.len, advice) }
+    }
+
+    /// Maps the pages of a part of it, and allocates those that its maker never touched.
+    fn populate(&self, part: Range<usize>) -> Result<(), Errno> {
+        assert!(part.start <= part.end && part.end <= self.len);
+        let start = part.start - part.start % rustix::param::page_size();
+        // SAFETY: `start` is below the length (checked above), so the address is in this mapping (the type's invariant).
+        let at = unsafe { self.ptr.as_ptr().add(start) };
+        // SAFETY: the range is this mapping's, by the check above; the advice does not change what it contains.
+        unsafe { madvise(at.cast::<c_void>(), part.end - start, Advice::LinuxPopulateRead) }
+    }
+
+    /// Sees to it that a part of a sparse mapping can be read: what its maker never touched is allocated now, where a lack of memory
+    /// is an error, and not by the read, where it would be SIGBUS or the OOM killer.
+    ///
+    /// # Errors
+    /// [`MemoryError::Unallocated`], and where what is missing would take more than half of the memory that is free.
+    pub(crate) fn make_readable(&self, part: Range<usize>) -> Result<(), MemoryError> {
+        let len = part.len();
+        let unallocated = || MemoryError::Unallocated { len, missing: len as u64 };
+        // How much of it is missing shows only by how much less is free after each piece.
+        let floor = if len > POPULATED_MAX { room::free() / 2 } else { 0 };
+        for start in part.clone().step_by(PIECE as usize) {
+            let piece = start..part.end.min(start + PIECE as usize);
+            if floor > 0 && room::free() < floor.saturating_add(piece.len() as u64) {
+                return Err(unallocated());
+            }
+            room::ensure(piece.len()).map_err(|_| unallocated())?;
+            self.populate(piece).map_err(|_| unallocated())?;
+        }
+        Ok(())
     }
 
     fn lock(&self) -> Result<(), Errno> {
@@ -174,10 +211,23 @@ pub(crate) fn create_link_page(len: usize) -> Result<(OwnedFd, Mapping), MemoryE
     Ok((fd, mapping.own(None)))
 }
 
+/// A peer's segment, mapped for reading.
+#[derive(Debug)]
+pub(crate) struct Foreign {
+    pub(crate) mapping: Mapping,
+    /// Bytes that its maker had allocated when it was mapped.
+    pub(crate) allocated: u64,
+    /// Reading some of it may have to allocate memory: see [`Mapping::make_readable`].
+    pub(crate) sparse: bool,
+}
+
 /// Maps a peer's segment for reading.
 ///
 /// A memfd is checked first, so that no access below `len` can ever fail: exactly this size, and sealed against changing it
 /// and against holes. A POSIX object cannot promise that; it is checked for its size only.
+///
+/// A segment of up to 1 MiB has its pages mapped here. A larger one has them mapped by the reads, sixteen at a time: that takes as
+/// long in all, but 54 ms for 1 GiB would be a long time for those who wait for this thread.
 ///
 /// # Errors
 /// [`MemoryError::WrongSize`], [`MemoryError::MissingSeals`] and [`MemoryError::NotSharedMemory`] are the peer's fault.
@@ -185,7 +235,7 @@ pub(crate) fn map_read_only(
     fd: BorrowedFd<'_>,
     len: usize,
     backing: Backing,
-) -> Result<Mapping, MemoryError> {
+) -> Result<Foreign, MemoryError> {
     check_len(len)?;
     let missing = match backing {
         // The seals first: once they are there, the size that is read next stays.
@@ -195,23 +245,33 @@ pub(crate) fn map_read_only(
         }
         Backing::PosixShm => check_file(fd, len, false)?,
     };
-    if missing > 0 && available_memory().is_some_and(|free| missing > free / 2) {
-        // It costs the maker nothing to announce what it has not allocated; whoever reads it is who allocates it.
-        return Err(MemoryError::Unallocated { len, missing });
-    }
     let mapping =
         Mapping::new(fd, len, ProtFlags::READ, MapFlags::empty()).map_err(MemoryError::mapping(len))?;
-    match mapping.advise(Advice::LinuxPopulateRead) {
-        Ok(()) => Ok(mapping),
-        // Before Linux 5.14. What has been allocated cannot fail later either, it only costs a fault at first touch.
-        Err(Errno::INVAL) if missing == 0 => Ok(mapping),
-        // Here, where it is an error, rather than as SIGBUS later: a page that the maker had not allocated, and that is
-        // not to be had. (EFAULT is what a SIGBUS becomes.)
-        Err(_) if missing > 0 => Err(MemoryError::Unallocated { len, missing }),
-        Err(errno) => {
-            Err(describe_shortage(backing, len, if errno == Errno::FAULT { Errno::NOMEM } else { errno }))
+    let sparse = missing > 0 && len > POPULATED_MAX;
+    if sparse || len <= POPULATED_MAX {
+        // Of a sparse one the first page, which shows whether the rest can be had like this.
+        let now = if sparse { rustix::param::page_size() } else { len };
+        if missing > 0 {
+            room::ensure(now).map_err(|_| MemoryError::Unallocated { len, missing })?;
+        }
+        match mapping.populate(0..now) {
+            Ok(()) => {}
+            // Before Linux 5.14. What has been allocated cannot fail later either, it only costs a fault at first touch.
+            Err(Errno::INVAL) if missing == 0 => {}
+            Err(Errno::INVAL) if backing == Backing::Memfd && missing <= room::free() / 2 => {
+                allocate(fd, len, backing)?;
+                return Ok(Foreign { mapping, allocated: len as u64, sparse: false });
+            }
+            // Here, where it is an error, rather than as SIGBUS later: a page that the maker had not allocated, and that is
+            // not to be had. (EFAULT is what a SIGBUS becomes.)
+            Err(_) if missing > 0 => return Err(MemoryError::Unallocated { len, missing }),
+            Err(errno) => {
+                let errno = if errno == Errno::FAULT { Errno::NOMEM } else { errno };
+                return Err(describe_shortage(backing, len, errno));
+            }
         }
     }
+    Ok(Foreign { mapping, allocated: len as u64 - missing, sparse })
 }
 
 /// Maps a peer's link page for reading and writing.
@@ -248,7 +308,11 @@ fn new_memfd(name: &std::ffi::CStr) -> Result<OwnedFd, MemoryError> {
 
 fn size_and_map(fd: BorrowedFd<'_>, len: usize, options: &CreateOptions) -> Result<Mapping, MemoryError> {
     let backing = options.backing;
+    check_file_size(len)?;
     ftruncate(fd, len as u64).map_err(|errno| describe_shortage(backing, len, errno))?;
+    if options.populate {
+        room::ensure(len)?;
+    }
     let mapping = if options.huge_pages {
         // The advice belongs to the mapping and has to be there before the pages are.
         let mapping = Mapping::new(fd, len, ProtFlags::READ | ProtFlags::WRITE, MapFlags::empty())
@@ -277,45 +341,44 @@ fn size_and_map(fd: BorrowedFd<'_>, len: usize, options: &CreateOptions) -> Resu
     Ok(mapping)
 }
 
-fn allocate(fd: BorrowedFd<'_>, len: usize, backing: Backing) -> Result<(), MemoryError> {
-    if backing == Backing::Memfd && len >= LARGE && available_memory().is_some_and(|free| (len as u64) > free)
-    {
-        return Err(describe_shortage(backing, len, Errno::NOMEM));
+/// Whether a file may be so long. The kernel answers a longer one with SIGXFSZ, which ends the process.
+fn check_file_size(len: usize) -> Result<(), MemoryError> {
+    let limit = Limit::file_size();
+    if limit.get().is_some_and(|most| len as u64 > most) {
+        return Err(MemoryError::FileSize { len, limit });
     }
-    loop {
-        match fallocate(fd, FallocateFlags::empty(), 0, len as u64) {
-            Ok(()) => return Ok(()),
-            // A signal undoes it all. Each try starts anew, but signals that come faster than this is done are no life.
-            Err(Errno::INTR) => {}
+    Ok(())
+}
+
+/// How much is allocated by one call. A signal undoes what the call has done, and makes it begin anew.
+const PIECE: u64 = 64 << 20;
+
+/// Calls in a row that are interrupted before this gives up. By then each allocates one page.
+const INTERRUPTIONS_MAX: u32 = 1_000;
+
+fn allocate(fd: BorrowedFd<'_>, len: usize, backing: Backing) -> Result<(), MemoryError> {
+    let (end, page) = (len as u64, rustix::param::page_size() as u64);
+    let (mut at, mut piece, mut interruptions) = (0, PIECE, 0);
+    while at < end {
+        let bytes = piece.min(end - at);
+        match fallocate(fd, FallocateFlags::empty(), at, bytes) {
+            Ok(()) => {
+                at += bytes;
+                interruptions = 0;
+                piece = (piece * 2).min(PIECE);
+            }
+            // Smaller pieces are done between two signals.
+            Err(errno @ Errno::INTR) => {
+                interruptions += 1;
+                if interruptions > INTERRUPTIONS_MAX {
+                    return Err(MemoryError::Interrupted { len, source: errno.into() });
+                }
+                piece = (piece / 4).max(page);
+            }
             Err(errno) => return Err(describe_shortage(backing, len, errno)),
         }
     }
-}
-
-/// What it takes to be worth a look at `/proc/meminfo` first.
-const LARGE: usize = 64 << 20;
-
-/// Bytes that could be allocated without anybody being killed for it, as the kernel estimates.
-///
-/// A memfd has no size limit of its own: the kernel would go on allocating until the OOM killer finds a victim.
-fn available_memory() -> Option<u64> {
-    let meminfo = std::fs::read_to_string("/proc/meminfo").ok()?;
-    meminfo_bytes(&meminfo, "MemAvailable:")?.checked_add(meminfo_bytes(&meminfo, "SwapFree:")?)
-}
-
-/// Bytes that the host has, swap included; no limit where it does not say.
-pub(crate) fn host_memory() -> u64 {
-    static BYTES: LazyLock<u64> = LazyLock::new(|| {
-        let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-        let ram = meminfo_bytes(&meminfo, "MemTotal:").unwrap_or(u64::MAX);
-        ram.saturating_add(meminfo_bytes(&meminfo, "SwapTotal:").unwrap_or(0))
-    });
-    *BYTES
-}
-
-fn meminfo_bytes(meminfo: &str, field: &str) -> Option<u64> {
-    let line = meminfo.lines().find_map(|line| line.strip_prefix(field))?;
-    line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
+    Ok(())
 }
 
 /// Nothing beyond what a pointer's offset can express, and not nothing.

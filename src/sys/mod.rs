@@ -4,6 +4,7 @@
 //! close-on-exec, and no call here blocks.
 
 pub(crate) mod bell;
+pub(crate) mod cgroup;
 pub(crate) mod clock;
 #[cfg(feature = "zenoh")]
 pub(crate) mod connections;

@@ -3,9 +3,11 @@
 #![allow(dead_code)] // Each test binary uses its own part.
 #![allow(clippy::print_stdout)] // It is how a child speaks to its parent.
 
+pub(crate) mod limits;
 pub(crate) mod numbered;
 #[cfg(feature = "zenoh")]
 pub(crate) mod sessions;
+pub(crate) mod signals;
 
 use std::future::Future;
 use std::io::{BufRead, BufReader, Write};

@@ -4,6 +4,7 @@ use super::Backing;
 use crate::sys::limits::Limit;
 use rustix::io::Errno;
 use std::io;
+use std::path::PathBuf;
 
 /// Shared memory could not be made, or what a peer sent is not what it should be.
 #[derive(Debug, thiserror::Error)]
@@ -48,14 +49,53 @@ pub enum MemoryError {
         /// The error of the OS.
         source: io::Error,
     },
+    /// A control group, the process's own or one above it, leaves no room for so much; more would have the OOM killer end a process.
+    #[error(
+        "no memory for {len} bytes of shared memory: of the {limit} bytes that {} allows, {free} are free, less a reserve; lower \
+         max_bytes, or raise it (`docker run --memory`, MemoryMax= and MemoryHigh= in a systemd unit, resources.limits.memory of \
+         a pod)", file.display()
+    )]
+    ControlGroup {
+        /// The length asked for.
+        len: usize,
+        /// What may still be allocated, in bytes, less what is left to the rest of the group: a sixteenth of the limit, 64 MiB at
+        /// most.
+        free: u64,
+        /// The limit, in bytes.
+        limit: u64,
+        /// The file that sets it.
+        file: PathBuf,
+    },
+    /// No file of the process may be so long; a segment is a file.
+    #[error(
+        "cannot make {len} bytes of shared memory: the limit RLIMIT_FSIZE is {limit} bytes; raise it (`ulimit -f`, or \
+         LimitFSIZE= in a systemd unit)"
+    )]
+    FileSize {
+        /// The length asked for.
+        len: usize,
+        /// The soft limit, in bytes.
+        limit: Limit,
+    },
+    /// Signals came faster than a page could be allocated.
+    #[error(
+        "cannot allocate {len} bytes of shared memory: signals interrupt each call; have fewer of them, or block them on the \
+         threads that loan and send"
+    )]
+    Interrupted {
+        /// The length asked for.
+        len: usize,
+        /// The error of the OS.
+        source: io::Error,
+    },
     /// Its maker has not allocated all of it, and there is not the memory to do so here.
     #[error(
-        "{missing} of {len} bytes of shared memory were never allocated by who made it, and there is no memory for them"
+        "up to {missing} of {len} bytes of shared memory were never allocated by who made it, and there is no memory for them"
     )]
     Unallocated {
-        /// The length of it all.
+        /// The length of what was to be read.
         len: usize,
-        /// How much has not been allocated, in bytes.
+        /// How much of it may not have been allocated, in bytes.
         missing: u64,
     },
     /// The process may not map any more.
@@ -164,6 +204,7 @@ impl MemoryError {
             Self::Descriptors { .. }
                 | Self::HostDescriptors { .. }
                 | Self::OutOfMemory { .. }
+                | Self::ControlGroup { .. }
                 | Self::AddressSpace { .. }
         )
     }

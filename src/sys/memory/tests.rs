@@ -34,7 +34,7 @@ fn segment_written_by_its_maker_is_read_by_the_other_side() {
             for huge_pages in [true, false] {
                 let options = CreateOptions { backing, populate, huge_pages, lock: false };
                 let (fd, ours) = create(3 * PAGE + 5, &options).unwrap();
-                let theirs = map_read_only(fd.as_fd(), 3 * PAGE + 5, backing).unwrap();
+                let theirs = map_read_only(fd.as_fd(), 3 * PAGE + 5, backing).unwrap().mapping;
                 drop(fd);
                 assert_eq!(read(&theirs, 3 * PAGE + 4), 0);
                 write(&ours, 3 * PAGE + 4, 7);
@@ -59,7 +59,7 @@ fn segment_sealed_cannot_be_changed_by_whoever_has_its_descriptor() {
     assert_eq!(fallocate(&fd, punch, 0, PAGE as u64), Err(Errno::PERM));
     assert_eq!(fcntl_add_seals(&fd, SealFlags::WRITE), Err(Errno::PERM));
 
-    let theirs = map_read_only(fd.as_fd(), 4 * PAGE, Backing::Memfd).unwrap();
+    let theirs = map_read_only(fd.as_fd(), 4 * PAGE, Backing::Memfd).unwrap().mapping;
     let at = theirs.as_ptr().as_ptr().cast::<c_void>();
     // SAFETY: the range is the mapping's; the call is expected to be refused.
     let made_writable = unsafe { mprotect(at, PAGE, rustix::mm::MprotectFlags::WRITE) };
