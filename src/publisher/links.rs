@@ -201,6 +201,31 @@ impl Acceptor {
         }
     }
 
+    /// Accepts for the last time: all who are in line, with no more to come, and have greeted are welcomed by the run of delivery that
+    /// this is called in, just before the end. They are owed what was sent since they connected, and are told how much that was. Their
+    /// links have no tasks.
+    pub(crate) fn accept_last(&self, shared: &Shared) {
+        let mut silent = self.silent.lock();
+        // Bounded by the length of the line from now on.
+        self.listener.shutdown();
+        let after = self.nobody_at.load(Ordering::Relaxed);
+        while let Ok(Some(connection)) = self.listener.accept() {
+            let connection = Arc::new(connection);
+            if let Err(error) = admit(shared, &connection, after, &mut silent) {
+                let process = connection.peer_credentials().ok().and_then(|peer| peer.pid);
+                shared.log(Note::Refused(process, error));
+            }
+        }
+        for one in silent.drain(..) {
+            // Either its greeting is there, or it learns that it comes too late: its `connect` has not returned.
+            one.connection.shutdown_reading();
+            if let Ok(Some(greeted)) = greet(shared, &one.connection, one.after) {
+                // Where its task is gone nothing has to be done for the link any more.
+                let _ = one.task.send(Ok(greeted));
+            }
+        }
+    }
+
     /// Accepts nobody any more; who is still in line is turned away, and sees the end.
     pub(crate) fn close(&self) {
         self.silent.lock().clear();

@@ -37,8 +37,19 @@ use crate::pool::ShmSegmentPool;
 /// Publishes messages to a topic.
 ///
 /// Cheap to clone; clones are one publisher, and their messages share one numbering. Each subscriber gets every
-/// accepted message once and in order, or is told how many it did not get. Dropping the last clone delivers what was
-/// accepted and then closes the topic's socket.
+/// accepted message once and in order, or is told how many it did not get.
+///
+/// # The end
+///
+/// Dropping the last clone closes the publisher. What was accepted and can be delivered is delivered in the drop; the rest, for which some
+/// subscriber with [`OnFull::Wait`](crate::OnFull::Wait) has no room just now, in the background, for as long as the runtime lives. When
+/// the runtime ends before that, its shutdown waits for at most a second, as long as subscribers go on making room and not 20 ms longer.
+/// Those that got everything are told that it is closed, the others that it is lost. So only a program that ends while subscribers
+/// may be full, and may take longer to read on, has to call [`close`](Self::close) and await it: that waits for them as long as it takes.
+///
+/// Subscribers that have connected and were not accepted yet are accepted at the end, and told how many messages they missed.
+///
+/// # As a sink
 ///
 /// It is a [`Sink`](futures::Sink) too, for every [`Payload`]: `feed` accepts a message, `flush` delivers all that were fed, and wakes
 /// the subscribers once. Without a flush they are delivered when half the [`queue`](ShmPublisherBuilder::queue) (64 messages
@@ -273,11 +284,12 @@ impl ShmPublisher {
 
     /// Closes the publisher, for all clones, once everything accepted is on its links.
     ///
-    /// Subscribers then know that nothing is missing. Messages of other clones that are not accepted yet are refused.
+    /// Subscribers then know that nothing is missing. Messages of other clones that are not accepted yet are refused. Waits for as long as a
+    /// subscriber with [`OnFull::Wait`](crate::OnFull::Wait) has no room; see [the end](Self#the-end) for when it is needed.
     ///
     /// # Errors
     ///
-    /// [`FlushError`] if the tx task is gone with its runtime.
+    /// [`FlushError`] if the tx task went with its runtime before everything was delivered.
     ///
     /// # Cancel safety
     ///

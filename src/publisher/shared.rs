@@ -10,7 +10,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
@@ -36,6 +36,11 @@ use crate::turnstile::{Inside, Turnstile};
 
 /// When to look again for stuck subscribers if somebody was delivering.
 const EVICT_RETRY_NS: u64 = 1_000_000;
+/// For how long the end of the runtime waits while subscribers make room for what was accepted …
+const LINGER: Duration = Duration::from_secs(1);
+/// … and while none makes any. Nothing tells it: the tasks that would be told are gone.
+const LINGER_FOR_NOTHING: Duration = Duration::from_millis(20);
+const LINGER_LOOK: Duration = Duration::from_micros(50);
 /// How often a sender that must not wait looks again for what another thread is just collecting.
 const COLLECT_SPINS: usize = 64;
 
@@ -382,10 +387,10 @@ impl Shared {
         }
         self.acceptor.accept_pending(self);
         self.prepare(&mut delivery);
-        self.work(&mut delivery);
+        self.work_off(&mut delivery);
         let done = self.is_done(&delivery);
         if done {
-            delivery.finish(true);
+            self.finish(&mut delivery, true);
             self.ended.swap(ENDED, Ordering::AcqRel);
         }
         self.leave(delivery);
@@ -393,6 +398,31 @@ impl Shared {
             self.bury();
         }
         done
+    }
+
+    /// The tx task is gone, and its runtime with it: an orderly end if everything accepted can be delivered, for as long as subscribers
+    /// go on reading it and no longer than [`LINGER`].
+    pub(crate) fn end(&self) {
+        self.line.close();
+        self.wake_for_close();
+        let begun = Instant::now();
+        let (mut moved_at, mut moved) = (begun, self.moved());
+        while !self.has_ended() && !self.try_finish() {
+            let (now, moves) = (Instant::now(), self.moved());
+            if moves != moved {
+                (moved_at, moved) = (now, moves);
+            }
+            if now - moved_at > LINGER_FOR_NOTHING || now - begun > LINGER {
+                return self.die();
+            }
+            std::thread::sleep(LINGER_LOOK);
+        }
+    }
+
+    /// Changes when a message that had to wait has been delivered.
+    fn moved(&self) -> u64 {
+        let heads = self.heads_delivered.load(Ordering::Relaxed);
+        self.delivered.load(Ordering::Relaxed).wrapping_add(heads)
     }
 
     /// The tx task is gone without an orderly end: everything that waits is released with an error.
@@ -486,9 +516,14 @@ impl Shared {
     }
 
     fn wake_everybody(&self) {
+        self.flushed.wake_all();
+        self.wake_for_close();
+    }
+
+    /// Wakes those that a closed publisher has nothing for. A flush and a close go on waiting.
+    fn wake_for_close(&self) {
         self.room.wake_all();
         self.sinks.wake_all();
-        self.flushed.wake_all();
         self.subscribers_changed.wake_all();
         self.pool.core().budget.gate.wake_all();
     }

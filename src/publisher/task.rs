@@ -178,7 +178,7 @@ impl Drop for Published {
 impl Drop for TxTask {
     fn drop(&mut self) {
         self.place.withdraw();
-        self.shared.die();
+        self.shared.end();
         self.shared.set_gone();
         let Config { topic, id, .. } = &self.shared.config;
         self.shared.journal.tell(&self.shared.config);

@@ -139,7 +139,7 @@ impl Shared {
     pub(super) fn work(&self, delivery: &mut Delivery) {
         let pool = self.pool.core();
         if self.has_died() && !delivery.finished {
-            delivery.finish(false);
+            self.finish(delivery, false);
         }
         if delivery.finished {
             self.give_back_queued(delivery);
@@ -298,6 +298,24 @@ impl Shared {
             self.subscribers.swap(delivery.subscribers(), Ordering::AcqRel);
             self.subscribers_changed.wake_all();
             delivery.notes.drain(..).for_each(|note| self.log(note));
+        }
+    }
+
+    /// Ends all links; those that are in line first get theirs.
+    pub(super) fn finish(&self, delivery: &mut Delivery, clean: bool) {
+        self.acceptor.accept_last(self);
+        self.obey(delivery);
+        delivery.finish(clean);
+    }
+
+    /// Delivers until nothing is left, or the rest has to wait.
+    pub(super) fn work_off(&self, delivery: &mut Delivery) {
+        loop {
+            let before = delivery.next_seq();
+            self.work(delivery);
+            if delivery.next_seq() == before || delivery.is_behind() || delivery.front.is_empty() {
+                return;
+            }
         }
     }
 

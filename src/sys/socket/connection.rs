@@ -104,6 +104,14 @@ impl Connection {
         let _ = rustix::net::shutdown(&self.fd, rustix::net::Shutdown::Both);
     }
 
+    /// Has the peer's next packet refused; what it has sent by now can still be received.
+    pub(crate) fn shutdown_reading(&self) {
+        if !self.origin.is_here() {
+            return;
+        }
+        let _ = rustix::net::shutdown(&self.fd, rustix::net::Shutdown::Read);
+    }
+
     /// Takes the next packet.
     ///
     /// # Errors
