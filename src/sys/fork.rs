@@ -148,8 +148,8 @@ unsafe impl Send for Registration {}
 unsafe impl Sync for Registration {}
 
 impl Registration {
-    /// A writable shared mapping, replaced in a child by a private one of `fd`'s object (what the child writes is its own), or by zeros
-    /// where `fd` is none, or is not open any more.
+    /// A writable shared mapping, replaced in a child by a private one of `fd`'s object (what the child writes is its own). Where
+    /// that cannot be, it is no memory at all; and where `fd` is none, zeros.
     ///
     /// # Safety
     ///
@@ -289,7 +289,7 @@ impl What {
 
 /// Puts private memory where a shared mapping is.
 fn replace(start: NonNull<u8>, len: usize, fd: Option<RawFd>) -> Result<(), Errno> {
-    let (start, prot) = (start.as_ptr().cast::<c_void>(), ProtFlags::READ | ProtFlags::WRITE);
+    let (start, mut prot) = (start.as_ptr().cast::<c_void>(), ProtFlags::READ | ProtFlags::WRITE);
     let flags = MapFlags::PRIVATE | MapFlags::FIXED | MapFlags::NORESERVE;
     if let Some(fd) = fd {
         // SAFETY: open for as long as the call, by whatever this number stands for: no other thread closes it. (A segment's own outlives
@@ -299,6 +299,8 @@ fn replace(start: NonNull<u8>, len: usize, fd: Option<RawFd>) -> Result<(), Errn
         if unsafe { mmap(start, len, prot, flags, fd, 0) }.is_ok() {
             return Ok(());
         }
+        // Where so much may not even be promised (`vm.overcommit_memory`): nothing touches a segment of the parent's.
+        prot = ProtFlags::empty();
     }
     // SAFETY: as above.
     unsafe { mmap_anonymous(start, len, prot, flags) }.map(drop)

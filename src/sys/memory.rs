@@ -111,8 +111,8 @@ impl Mapping {
         NonNull::new(ptr.cast()).map(|ptr| Self { fork: None, ptr, len }).ok_or(Errno::NOMEM)
     }
 
-    /// Has a child of this process find private memory in its place: of `fd`'s object, which is to stay open as long as the mapping, or
-    /// zeros.
+    /// Has a child of this process find private memory in its place: of `fd`'s object, if `fd` stays open as long as the mapping; zeros
+    /// without.
     fn own(mut self, fd: Option<BorrowedFd<'_>>) -> Self {
         // SAFETY: the range is this mapping's (the type's invariant), and the registration goes before it does (`drop`). That `fd` stays
         // open is the caller's word.

@@ -6,9 +6,10 @@
 use super::MemoryError;
 use super::error::describe_shortage;
 use crate::sys::cgroup::{self, Tightest};
+use crate::sys::fork::PerProcess;
 use parking_lot::Mutex;
 use rustix::io::Errno;
-use std::sync::LazyLock;
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 /// What was found is believed for so long, and for this part of it: a look reads some ten files and takes as long as making a
@@ -89,12 +90,13 @@ impl Found {
 
 /// Bytes that the host has, swap included; no limit where it does not say.
 pub(crate) fn host_memory() -> u64 {
-    static BYTES: LazyLock<u64> = LazyLock::new(|| {
+    // A child does not wait for a thread of its parent's to have read it.
+    static BYTES: PerProcess<OnceLock<u64>> = PerProcess::new();
+    *BYTES.get().get_or_init(|| {
         let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
         let ram = meminfo_bytes(&meminfo, "MemTotal:").unwrap_or(u64::MAX);
         ram.saturating_add(meminfo_bytes(&meminfo, "SwapTotal:").unwrap_or(0))
-    });
-    *BYTES
+    })
 }
 
 fn meminfo_bytes(meminfo: &str, field: &str) -> Option<u64> {
