@@ -9,8 +9,11 @@ use crate::sys::clock::monotonic_ns;
 /// How long a subscriber that finds nothing goes on looking before it sleeps.
 ///
 /// Looking catches a message within a fraction of a microsecond, where waking a sleeper takes several to some tens;
-/// it costs a core for as long as it lasts. In async code the subscriber yields to the runtime between looks, so other
-/// tasks make progress.
+/// it costs a core for as long as it lasts.
+///
+/// In async code the subscriber gives way to the runtime after a microsecond or two of looks, as [`tokio::task::yield_now`] does: other
+/// tasks, the other branches of a `select!` or `join!`, sockets and timers have their turn before it looks again, on a
+/// current-thread runtime and on a multi-threaded one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum BusyPoll {

@@ -5,6 +5,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Instant;
@@ -87,7 +88,7 @@ impl Core<Waits> {
                     return Poll::Ready(None);
                 }
             }
-            cx.waker().wake_by_ref();
+            give_way(cx);
             return Poll::Pending;
         }
         self.poll_asleep(watched, cx)
@@ -126,7 +127,7 @@ impl Core<Waits> {
             }
             if self.has_something() {
                 self.disarm();
-                cx.waker().wake_by_ref();
+                give_way(cx);
                 return Poll::Pending;
             }
             if !events {
@@ -214,7 +215,7 @@ impl Core<Waits> {
             }
             match events {
                 Ok(true) if self.peers.iter().any(|peer| peer.link.is_unread()) => {
-                    cx.waker().wake_by_ref();
+                    give_way(cx);
                     return Poll::Pending;
                 }
                 Ok(true) => {}
@@ -374,6 +375,19 @@ impl Core<Waits> {
             self.read_watch()?;
         }
         Ok(!late)
+    }
+}
+
+/// Has the task polled again once others, the runtime's I/O and its timers have had their turn.
+///
+/// As [`tokio::task::yield_now`] does. To wake the task at once would put it before all of them: a current-thread runtime looks
+/// at its I/O once in 61 polls then, and a multi-threaded one polls a task again and again that wakes itself on its worker, where
+/// whatever that worker has to run next waits behind it.
+fn give_way(cx: &mut Context<'_>) {
+    let yielding = pin!(tokio::task::yield_now());
+    if yielding.poll(cx).is_ready() {
+        // It never is when it is polled first; a version of tokio's where it is must not leave the task asleep.
+        cx.waker().wake_by_ref();
     }
 }
 
