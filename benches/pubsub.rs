@@ -267,7 +267,7 @@ async fn subscribe(dir: &Path, busy: bool) {
                 drop(sample);
                 back.send(answer).await.unwrap();
             }
-            Ok(_) | Err(tokio_shm::RecvError::Lagged(_)) => {}
+            Ok(_) | Err(tokio_shm::RecvError::Lagged { .. }) => {}
             Err(_) => break,
         }
     }

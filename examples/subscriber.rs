@@ -7,8 +7,8 @@
 //! cargo run --example subscriber      # in another, or in several
 //! ```
 //!
-//! The order does not matter: a subscriber may come before its publisher. Look at the `match` below: these three arms
-//! are what a program that is to run for months should be prepared for.
+//! The order does not matter: a subscriber may come before its publisher. Look at the `match` below: these arms are what a
+//! program that is to run for months is made of. Most errors are *notices*, after which receiving goes on; only an end is final.
 #![allow(clippy::print_stdout, reason = "the examples are programs for a terminal")]
 
 mod support;
@@ -27,8 +27,9 @@ async fn run() -> Result {
     let topic = std::env::args().nth(1).unwrap_or_else(|| "greetings".to_owned());
     let mut interrupt = Interrupt::new()?;
 
-    // Room for four messages: few, so that you can see what happens when they are not read in time.
-    let mut subscriber = ShmSubscriber::builder(&topic).depth(4).connect()?;
+    // Room for four messages: few, so that you can see what happens when they are not read in time. And we want to be told
+    // when a publisher says good-bye, not only when one is lost.
+    let mut subscriber = ShmSubscriber::builder(&topic).depth(4).publisher_events(true).connect()?;
     println!("listening to {topic:?}; Ctrl-C ends it");
 
     loop {
@@ -39,9 +40,13 @@ async fn run() -> Result {
         match received {
             // `sample` is the publisher's own memory, read in place; dropping it gives it back.
             Ok(sample) => println!("{}", String::from_utf8_lossy(&sample)),
-            Err(RecvError::Lagged(missed)) => println!("… we were too slow: {missed} messages missed"),
+            Err(RecvError::Lagged { missed, .. }) => println!("… we were too slow: {missed} messages missed"),
+            Err(RecvError::PublisherClosed { .. }) => println!("… a publisher has left; waiting for another"),
             Err(RecvError::PublisherLost { .. }) => println!("… a publisher was killed; waiting for another"),
-            Err(error) => return Err(error.into()),
+            // Nothing will ever come any more.
+            Err(end) if end.is_terminal() => return Err(end.into()),
+            // What else there is to know: receiving goes on.
+            Err(notice) => println!("… {notice}"),
         }
     }
 }

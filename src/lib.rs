@@ -10,14 +10,19 @@
 //!
 //! # async fn publisher(frame: &[u8]) -> Result<(), Box<dyn std::error::Error>> {
 //! let publisher = ShmPublisher::bind("camera/front")?;
+//! publisher.wait_for_subscribers(1).await; // a message to no subscriber is sent, and gone
 //! publisher.send(frame).await?; // copied once, into a pooled segment
 //! # Ok(())
 //! # }
 //! # async fn subscriber() -> Result<(), Box<dyn std::error::Error>> {
-//! // In another process:
+//! // In another process, for months: publishers may come, go and come back.
 //! let mut camera = ShmSubscriber::connect("camera/front")?;
-//! while let Some(sample) = camera.next().await {
-//!     println!("{} bytes, read in place", sample?.len());
+//! while let Some(received) = camera.next().await {
+//!     match received {
+//!         Ok(sample) => println!("{} bytes, read in place", sample.len()),
+//!         Err(end) if end.is_terminal() => return Err(end.into()),
+//!         Err(notice) => eprintln!("{notice}"), // messages were missed, say, or a publisher was lost: it goes on
+//!     }
 //! }
 //! # Ok(())
 //! # }

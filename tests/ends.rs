@@ -20,7 +20,7 @@ fn read_all(subscriber: &mut ShmSubscriber) -> (Vec<u64>, u64, RecvError) {
     loop {
         match subscriber.blocking_recv_timeout(LIMIT) {
             Ok(sample) => numbers.push(u64::from_le_bytes(sample[..8].try_into().unwrap())),
-            Err(RecvError::Lagged(count)) => missed += count,
+            Err(RecvError::Lagged { missed: count, .. }) => missed += count,
             Err(end) => return (numbers, missed, end),
         }
     }

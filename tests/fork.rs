@@ -291,7 +291,7 @@ fn role_daemon() {
                     role.say("connected");
                     // Of what was sent in a rush right before it connected it may be told a few too many.
                     let sample = match subscriber.blocking_recv_timeout(LIMIT) {
-                        Err(RecvError::Lagged(_)) => subscriber.blocking_recv_timeout(LIMIT).unwrap(),
+                        Err(RecvError::Lagged { .. }) => subscriber.blocking_recv_timeout(LIMIT).unwrap(),
                         received => received.unwrap(),
                     };
                     role.say(std::str::from_utf8(&sample).unwrap());

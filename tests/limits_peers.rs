@@ -192,7 +192,7 @@ fn read_stream(mut subscriber: ShmSubscriber) -> ShmSubscriber {
                     std::thread::sleep(Duration::from_millis(50));
                 }
             }
-            Err(RecvError::Lagged(missed)) if next == 1 => lagged += missed,
+            Err(RecvError::Lagged { missed, .. }) if next == 1 => lagged += missed,
             Err(error) => panic!("{error}"),
         }
     }

@@ -107,7 +107,7 @@ fn role_subscriber() {
                 let subscriber = subscriber.as_mut().expect("connected");
                 role.say(&match subscriber.blocking_recv_timeout(LIMIT) {
                     Ok(sample) => format!("message {}", sample.seq()),
-                    Err(RecvError::Lagged(missed)) => format!("lagged {missed}"),
+                    Err(RecvError::Lagged { missed, .. }) => format!("lagged {missed}"),
                     Err(RecvError::PublisherLost { .. }) => "lost".to_owned(),
                     Err(RecvError::Evicted { .. }) => "evicted".to_owned(),
                     Err(RecvError::Closed) => "closed".to_owned(),
@@ -338,7 +338,7 @@ async fn message_still_held_elsewhere_does_not_keep_the_publisher_from_taking_ba
     send(&publisher, 1..100, MIB).await;
     assert_intact(&held, 0);
     let missed = match within("gap", stuck.recv()).await {
-        Err(RecvError::Lagged(missed)) => missed,
+        Err(RecvError::Lagged { missed, .. }) => missed,
         other => panic!("{other:?}"),
     };
     for seq in missed..100 {
@@ -447,7 +447,7 @@ fn role_joins() {
                     first.get_or_insert(sample.seq());
                     next = Some(sample.seq() + 1);
                 }
-                Err(RecvError::Lagged(count)) => match &mut next {
+                Err(RecvError::Lagged { missed: count, .. }) => match &mut next {
                     Some(next) => *next += count,
                     None => missed += count,
                 },

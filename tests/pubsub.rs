@@ -73,7 +73,7 @@ async fn drop_oldest_counts_exactly() {
     for number in 0..10_u8 {
         publisher.send([number]).await.unwrap();
     }
-    assert!(matches!(subscriber.recv().await, Err(RecvError::Lagged(6))));
+    assert!(matches!(subscriber.recv().await, Err(RecvError::Lagged { missed: 6, .. })));
     for number in 6..10_u8 {
         assert_eq!(&*subscriber.recv().await.unwrap(), [number]);
     }
@@ -90,7 +90,7 @@ async fn drop_newest_tells_without_a_further_message() {
     for number in 0..4_u8 {
         assert_eq!(&*subscriber.recv().await.unwrap(), [number]);
     }
-    assert!(matches!(within("lag", subscriber.recv()).await, Err(RecvError::Lagged(6))));
+    assert!(matches!(within("lag", subscriber.recv()).await, Err(RecvError::Lagged { missed: 6, .. })));
 }
 
 #[tokio::test]
@@ -105,7 +105,7 @@ async fn message_taken_back_for_memory_is_told_without_a_further_message() {
     for _ in 0..4 {
         loans.push(within("loan", publisher.loan(QUARTER)).await.unwrap());
     }
-    assert!(matches!(subscriber.try_recv(), Err(TryRecvError::Recv(RecvError::Lagged(1)))));
+    assert!(matches!(subscriber.try_recv(), Err(TryRecvError::Recv(RecvError::Lagged { missed: 1, .. }))));
 }
 
 #[tokio::test]

@@ -44,7 +44,7 @@ async fn receive(mut subscriber: ShmSubscriber, count: u64) -> (u64, u64) {
 
 fn lagged(error: &RecvError) -> u64 {
     match error {
-        RecvError::Lagged(count) => *count,
+        RecvError::Lagged { missed: count, .. } => *count,
         error => panic!("{error}"),
     }
 }

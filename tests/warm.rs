@@ -196,7 +196,7 @@ fn role_listener() {
     run(async move {
         let subscriber = role.subscriber("t").busy_poll(BusyPoll::Always).end_with_last_publisher(true);
         let mut subscriber = subscriber.connect().unwrap();
-        while let Ok(_) | Err(tokio_shm::RecvError::Lagged(_)) = within("recv", subscriber.recv()).await {
+        while let Ok(_) | Err(tokio_shm::RecvError::Lagged { .. }) = within("recv", subscriber.recv()).await {
         }
     });
 }

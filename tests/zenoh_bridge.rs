@@ -92,7 +92,7 @@ async fn greet(publisher: &ShmPublisher, subscriber: &mut ShmSubscriber) {
                 // Or more than one, the first of which were dropped, where the route does that.
                 match first {
                     Ok(first) => assert!(first.is_empty()),
-                    Err(error) => assert!(matches!(error, RecvError::Lagged(_)), "{error}"),
+                    Err(error) => assert!(matches!(error, RecvError::Lagged { .. }), "{error}"),
                 }
                 return;
             }
@@ -462,7 +462,7 @@ async fn zenoh_bridges_that_drop_count_every_message() {
                     received += 1;
                     last = seq_of(&sample);
                 }
-                Ok(Err(RecvError::Lagged(n))) => lagged += n,
+                Ok(Err(RecvError::Lagged { missed: n, .. })) => lagged += n,
                 Ok(Err(error)) => panic!("{error}"),
                 Err(_) if last + 1 == sent => return,
                 Err(_) => {

@@ -54,7 +54,7 @@ async fn receive(dir: &Path, topic: Topic) -> Result<Report> {
     loop {
         match subscriber.recv().await {
             Ok(sample) => books.enter(&sample, message::now())?,
-            Err(RecvError::Lagged(missed)) => books.report.lagged += missed,
+            Err(RecvError::Lagged { missed, .. }) => books.report.lagged += missed,
             Err(RecvError::Closed) => return Ok(books.close()),
             Err(error) => return Err(error.into()),
         }
@@ -79,7 +79,7 @@ async fn echo(dir: &Path) -> Result<Report> {
                 publisher.send(pong).await?;
                 books.enter(&ping, now)?;
             }
-            Err(RecvError::Lagged(missed)) => books.report.lagged += missed,
+            Err(RecvError::Lagged { missed, .. }) => books.report.lagged += missed,
             Err(RecvError::Closed) => break,
             Err(error) => return Err(error.into()),
         }

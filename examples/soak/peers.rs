@@ -155,7 +155,7 @@ pub(crate) fn subscribe(dir: &Path, topic: &Topic, seed: u64) -> Result {
                     check(&sample, "held")?;
                 }
             }
-            Err(RecvError::Lagged(missed)) => books.lagged(missed)?,
+            Err(RecvError::Lagged { missed, .. }) => books.lagged(missed)?,
             Err(RecvError::PublisherLost { publisher } | RecvError::Evicted { publisher }) => {
                 println!("lost {publisher:032x}");
                 books.lost(publisher);

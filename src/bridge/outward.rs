@@ -99,9 +99,9 @@ impl Outward {
         for left in (0..=BATCH).rev() {
             match next {
                 Ok(sample) => self.put(sample),
-                Err(RecvError::Lagged(n)) => count(&self.counters.lagged, n),
+                Err(RecvError::Lagged { missed: n, .. }) => count(&self.counters.lagged, n),
                 Err(RecvError::Closed) => return false,
-                Err(error @ RecvError::Io(_)) => {
+                Err(error) if error.is_terminal() => {
                     tracing::error!(topic = self.subscriber.topic(), %error, "the topic is no longer bridged");
                     return false;
                 }

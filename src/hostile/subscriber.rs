@@ -80,7 +80,7 @@ impl Between {
             }
             Ok(_)
             | Err(
-                RecvError::Lagged(_) | RecvError::PeerMisbehaved { .. } | RecvError::PublisherLost { .. },
+                RecvError::Lagged { .. } | RecvError::PeerMisbehaved { .. } | RecvError::PublisherLost { .. },
             ) => false,
             Err(error) => panic!("{error}"),
         }
@@ -482,7 +482,7 @@ const DEEDS: &[Deed] = &[
         "a message of the past",
         |this, gifts| {
             push_into_segment(this, gifts, descriptor(5, 1));
-            assert!(matches!(this.receive(), Err(RecvError::Lagged(5))));
+            assert!(matches!(this.receive(), Err(RecvError::Lagged { missed: 5, .. })));
             assert_eq!(this.receive().unwrap().seq(), 5);
             this.push(gifts, descriptor(4, 1));
         },
@@ -507,7 +507,7 @@ const DEEDS: &[Deed] = &[
         "a count that goes back",
         |this, gifts| {
             gifts.scribble(OFFERED, 5);
-            assert!(matches!(this.receive(), Err(RecvError::Lagged(5))));
+            assert!(matches!(this.receive(), Err(RecvError::Lagged { missed: 5, .. })));
             gifts.scribble(OFFERED, 2);
         },
         "moved the count of offered messages back from 5 to 2",

@@ -6,6 +6,8 @@ use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
 use super::recent::Recent;
 use super::{Fault, Kind, LinkError, LinkPage, LinkShared, SEGMENTS_MAX};
 use crate::OnFull;
@@ -204,6 +206,23 @@ impl LinkRx {
         if !self.no_room {
             self.ended.get_or_insert(Ended::Lost);
         }
+    }
+
+    /// Looks whether the publisher's process has ended, which costs a system call: for who waits on no descriptor of its.
+    pub(crate) fn look_for_death(&mut self) {
+        if !self.process_gone && self.process.as_ref().is_some_and(|process| has_ended(process)) {
+            self.process_ended();
+        }
+    }
+
+    /// Whether the publisher would not have us, or not any longer, which is not told yet.
+    pub(crate) fn was_refused(&self) -> bool {
+        matches!(self.ended, Some(Ended::Refused(_)))
+    }
+
+    /// Whether this process's samples hold the link's whole depth: no message can come before one of them is dropped.
+    pub(crate) fn holds_all(&self) -> bool {
+        self.established.as_ref().is_some_and(|link| link.shared.holds_all())
     }
 
     /// Why there was no room for what lies on the socket, if that was not told yet.
@@ -639,6 +658,12 @@ impl Announced {
 fn within(sum: u64, more: u64, most: u64) -> Result<u64, Kind> {
     let announced = sum.saturating_add(more);
     if announced > most { Err(Kind::TooMuchMemory { announced, most }) } else { Ok(announced) }
+}
+
+/// Whether the process of this pidfd has ended; `false` where that cannot be asked.
+fn has_ended(process: &OwnedFd) -> bool {
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    matches!(poll(&mut [PollFd::new(process, PollFlags::IN)], Some(&now)), Ok(1..))
 }
 
 /// Shared memory that could not be mapped, for want of room or by the publisher's fault.

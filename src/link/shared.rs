@@ -46,6 +46,12 @@ impl LinkShared {
         (ticket as usize) < self.holds.len()
     }
 
+    /// Whether samples of this process hold every ticket. What they release meanwhile need not be seen.
+    pub(super) fn holds_all(&self) -> bool {
+        // From one free ticket on it is not looked further: among messages that wait to be read that is the first or second.
+        self.holds.iter().all(Hold::is_held)
+    }
+
     pub(crate) fn publisher(&self) -> u128 {
         self.publisher
     }

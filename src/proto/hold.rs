@@ -23,6 +23,12 @@ impl Hold {
         true
     }
 
+    /// Whether there is a share at present.
+    pub(crate) fn is_held(&self) -> bool {
+        // Relaxed: nothing is read on the strength of it.
+        self.0.load(Ordering::Relaxed) != 0
+    }
+
     /// Adds a share to one that exists.
     #[inline]
     pub(crate) fn share(&self) {

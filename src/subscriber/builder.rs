@@ -22,6 +22,7 @@ pub struct ShmSubscriberBuilder {
     on_full: Option<OnFull>,
     busy_poll: BusyPoll,
     end_with_last_publisher: bool,
+    publisher_events: bool,
     runtime_dir: Option<PathBuf>,
     access: Access,
 }
@@ -34,6 +35,7 @@ impl ShmSubscriberBuilder {
             on_full: None,
             busy_poll: BusyPoll::default(),
             end_with_last_publisher: false,
+            publisher_events: false,
             runtime_dir: None,
             access: Access::default(),
         }
@@ -66,6 +68,15 @@ impl ShmSubscriberBuilder {
     /// It does not end before there was one.
     pub fn end_with_last_publisher(mut self, end: bool) -> Self {
         self.end_with_last_publisher = end;
+        self
+    }
+
+    /// Whether receiving also tells when a publisher closes: [`RecvError::PublisherClosed`](crate::RecvError::PublisherClosed),
+    /// after its last message. Default `false`: it only tells what may be missing.
+    ///
+    /// For who waits for an answer of a publisher's, and need not wait for a time-out then.
+    pub fn publisher_events(mut self, tell: bool) -> Self {
+        self.publisher_events = tell;
         self
     }
 
@@ -136,7 +147,8 @@ impl ShmSubscriberBuilder {
         watch.dir().remove_stale()?;
         kill_point!("connect: watching");
         let busy = Busy::new(self.busy_poll);
-        let mut core = Core::new(watch, id, self.depth, self.on_full, busy, self.end_with_last_publisher);
+        let (end, events) = (self.end_with_last_publisher, self.publisher_events);
+        let mut core = Core::new(watch, id, self.depth, self.on_full, busy, end, events);
         core.scan()?;
         Ok(core)
     }

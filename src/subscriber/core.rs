@@ -45,6 +45,10 @@ pub(super) struct Core<W> {
     depth: u32,
     on_full: Option<OnFull>,
     end_with_last: bool,
+    /// Whether it is told when a publisher closes.
+    events: bool,
+    /// What is final was told: nothing more comes, and every link was left.
+    pub(super) over: bool,
     /// In a child it is the parent's, and receives nothing.
     origin: Origin,
     /// There has been a publisher.
@@ -63,6 +67,7 @@ impl<W: Default> Core<W> {
         on_full: Option<OnFull>,
         busy: Busy,
         end_with_last: bool,
+        events: bool,
     ) -> Self {
         Self {
             watch,
@@ -78,6 +83,8 @@ impl<W: Default> Core<W> {
             depth,
             on_full,
             end_with_last,
+            events,
+            over: false,
             origin: Origin::here(),
             had_publisher: false,
             behind: false,
@@ -209,7 +216,9 @@ impl<W: Default> Core<W> {
                     self.stats.lagged = self.stats.lagged.saturating_add(missed);
                     // The message after the gap comes next, not another publisher's.
                     self.turn = at;
-                    return Some(Err(RecvError::Lagged(missed)));
+                    let link = &self.peers[at].link;
+                    let (publisher, all_held) = (link.publisher, link.holds_all());
+                    return Some(Err(RecvError::Lagged { publisher, missed, all_held }));
                 }
                 Next::Short(shortage) => return Some(Err(shortage.into())),
                 // Contended: `has_something` goes on saying so, which keeps us from sleeping.
@@ -232,7 +241,7 @@ impl<W: Default> Core<W> {
 
     /// Whether nothing will ever come any more.
     pub(super) fn is_over(&self) -> bool {
-        self.end_with_last && self.had_publisher && self.peers.is_empty()
+        self.over || self.end_with_last && self.had_publisher && self.peers.is_empty()
     }
 
     pub(super) fn established(&self) -> usize {
@@ -262,12 +271,36 @@ impl<W: Default> Core<W> {
         }
     }
 
-    /// Leaves every link; samples that are still held keep theirs open.
-    pub(super) fn leave(&mut self) {
+    /// A publisher that would not have us, if that is all that there is to tell of it.
+    pub(super) fn take_refusal(&mut self) -> Option<RecvError> {
+        let at = self.peers.iter().position(|peer| peer.link.was_refused())?;
+        match self.peers[at].link.next() {
+            Next::Ended(ended) => self.end(at, ended),
+            _ => None,
+        }
+    }
+
+    /// What was told is final: no publisher is to wait for us.
+    #[cold]
+    pub(super) fn conclude(&mut self) {
+        self.over = true;
+        // A child leaves its parent's links alone.
+        if !self.is_inherited() {
+            self.leave_links();
+        }
+    }
+
+    fn leave_links(&mut self) {
         for peer in self.peers.drain(..) {
             drop(peer.waits);
             peer.link.leave();
         }
+        self.stats.publishers = 0;
+    }
+
+    /// Leaves every link; samples that are still held keep theirs open.
+    pub(super) fn leave(&mut self) {
+        self.leave_links();
         if let Err(error) = self.watch.dir().leave() {
             tracing::debug!(error = %chain(&error), "the topic's directory stays behind");
         }
@@ -285,15 +318,20 @@ impl<W: Default> Core<W> {
         match ended {
             // One that went before it knew of us had nothing for us.
             Ended::Lost if !was_established => None,
-            Ended::Closed => None,
+            Ended::Closed => self.events.then_some(RecvError::PublisherClosed { publisher }),
             Ended::Lost => {
                 self.stats.publishers_lost += 1;
                 Some(RecvError::PublisherLost { publisher })
             }
             Ended::Refused(reason) => {
-                // What it lacked it may have when there is a reason to look again.
-                if !matches!(reason, RefusedReason::OutOfResources | RefusedReason::Full) {
-                    self.shunned.insert(publisher);
+                match reason {
+                    // Who receives again is not stuck any more.
+                    RefusedReason::Stuck => self.behind = true,
+                    // What it lacked it may have when there is a reason to look again.
+                    RefusedReason::OutOfResources | RefusedReason::Full => {}
+                    RefusedReason::NotPermitted | RefusedReason::NotUnderstood => {
+                        self.shunned.insert(publisher);
+                    }
                 }
                 Some(match reason {
                     RefusedReason::Stuck => RecvError::Evicted { publisher },

@@ -41,8 +41,24 @@ pub enum ConnectError {
 
 /// Why there is no message, or not the next one.
 ///
-/// Only [`Closed`](Self::Closed), [`Forked`](Self::Forked) and [`Io`](Self::Io) are for good; after every other error the subscriber goes on,
-/// and is connected to a publisher that comes back.
+/// There are *notices*, after which receiving goes on, and *ends*, after which nothing ever comes: [`Closed`](Self::Closed),
+/// [`Forked`](Self::Forked) and [`Io`](Self::Io). [`is_terminal`](Self::is_terminal) tells them apart. A program that is to run for
+/// months logs the notices and leaves its loop at an end:
+///
+/// ```no_run
+/// # async fn f(mut subscriber: tokio_shm::ShmSubscriber) -> Result<(), tokio_shm::RecvError> {
+/// loop {
+///     match subscriber.recv().await {
+///         Ok(sample) => println!("{} bytes", sample.len()),
+///         Err(end) if end.is_terminal() => return Err(end),
+///         Err(notice) => eprintln!("{notice}"),
+///     }
+/// }
+/// # }
+/// ```
+///
+/// After an end every call returns [`Closed`](Self::Closed), or [`Forked`](Self::Forked) again, and the
+/// [`Stream`](futures::Stream) is over.
 #[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum RecvError {
@@ -52,8 +68,24 @@ pub enum RecvError {
     /// Exact, save the first of a publisher after this subscriber has connected to it: never too few, but messages from just before
     /// may be counted as well. Those are up to fifteen of a publisher in a rush (messages less than two microseconds apart), and
     /// more only where it accepted the connection so late that 512 batches had been sent meanwhile: then up to a sixteenth of these.
-    #[error("{0} messages were missed; receive faster, raise depth, or choose OnFull::Wait")]
-    Lagged(u64),
+    #[error("{missed} messages of publisher {publisher:032x} were missed; {}", advice(*all_held))]
+    #[non_exhaustive]
+    Lagged {
+        /// The id of the publisher.
+        publisher: u128,
+        /// How many messages.
+        missed: u64,
+        /// Whether this process holds as many samples of the publisher as the subscriber's depth allows, when this is told: then
+        /// it is not slow, but keeps too many.
+        all_held: bool,
+    },
+    /// A publisher has closed, and everything that it had accepted was received or counted before this. Only with
+    /// [`publisher_events`](crate::ShmSubscriberBuilder::publisher_events).
+    #[error("publisher {publisher:032x} has closed; nothing of it is missing beyond what was told")]
+    PublisherClosed {
+        /// The id of the publisher.
+        publisher: u128,
+    },
     /// A publisher is gone without closing, killed most likely: messages that it had accepted may be missing.
     #[error("publisher {publisher:032x} was lost; messages that it had accepted may be missing")]
     PublisherLost {
@@ -61,6 +93,9 @@ pub enum RecvError {
         publisher: u128,
     },
     /// A publisher disconnected this subscriber because it kept senders waiting for too long.
+    ///
+    /// The next call connects to it again: who receives is not stuck any more. What it sends between this and then is missed, and
+    /// not counted.
     #[error(
         "publisher {publisher:032x} disconnected us for being stuck; receive faster or choose OnFull::DropOldest"
     )]
@@ -88,9 +123,9 @@ pub enum RecvError {
         #[source]
         fault: Fault,
     },
-    /// The last publisher has closed; only with
-    /// [`end_with_last_publisher`](crate::ShmSubscriberBuilder::end_with_last_publisher).
-    #[error("the last publisher has closed the topic")]
+    /// The last publisher has closed, with
+    /// [`end_with_last_publisher`](crate::ShmSubscriberBuilder::end_with_last_publisher); or an end was told before. For good.
+    #[error("nothing more comes: the last publisher has closed the topic, or receiving ended before")]
     Closed,
     /// This process has no descriptor or no memory left for what a publisher has sent, or to connect to one that came.
     /// Nothing is lost by it: what was sent stays where it is, and every further call tries again.
@@ -108,7 +143,7 @@ pub enum RecvError {
     /// The time given ran out; only from the calls that take one.
     #[error("no message came in time")]
     TimedOut,
-    /// The system refused something that receiving cannot go on without.
+    /// The system refused something that receiving cannot go on without. For good: every publisher was left.
     #[error("cannot receive any more")]
     Io(#[source] std::io::Error),
 }
@@ -120,7 +155,13 @@ impl fmt::Debug for RecvError {
             f.debug_struct(name).field("publisher", &Hex(*publisher)).finish()
         };
         match self {
-            Self::Lagged(missed) => f.debug_tuple("Lagged").field(missed).finish(),
+            Self::Lagged { publisher, missed, all_held } => f
+                .debug_struct("Lagged")
+                .field("publisher", &Hex(*publisher))
+                .field("missed", missed)
+                .field("all_held", all_held)
+                .finish(),
+            Self::PublisherClosed { publisher } => of("PublisherClosed", publisher, f),
             Self::PublisherLost { publisher } => of("PublisherLost", publisher, f),
             Self::Evicted { publisher } => of("Evicted", publisher, f),
             Self::Refused { publisher, reason } => f
@@ -141,6 +182,40 @@ impl fmt::Debug for RecvError {
             Self::TimedOut => f.write_str("TimedOut"),
             Self::Io(source) => f.debug_tuple("Io").field(source).finish(),
         }
+    }
+}
+
+impl RecvError {
+    /// Whether this is the end: no further call has a message, ever. Else it is a notice, and receiving goes on.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use tokio_shm::RecvError;
+    /// assert!(RecvError::Closed.is_terminal());
+    /// assert!(!RecvError::TimedOut.is_terminal());
+    /// ```
+    pub fn is_terminal(&self) -> bool {
+        match self {
+            Self::Closed | Self::Forked | Self::Io(_) => true,
+            Self::Lagged { .. }
+            | Self::PublisherClosed { .. }
+            | Self::PublisherLost { .. }
+            | Self::Evicted { .. }
+            | Self::Refused { .. }
+            | Self::PeerMisbehaved { .. }
+            | Self::OutOfResources { .. }
+            | Self::TimedOut => false,
+        }
+    }
+}
+
+/// What can be done about messages that were missed.
+fn advice(all_held: bool) -> &'static str {
+    if all_held {
+        "this program holds all samples that its depth allows: drop some, or raise depth"
+    } else {
+        "receive faster, raise depth, or choose OnFull::Wait"
     }
 }
 

@@ -17,6 +17,7 @@ use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use futures::Stream;
+use futures::stream::FusedStream;
 
 pub use self::builder::ShmSubscriberBuilder;
 pub use self::busy::BusyPoll;
@@ -97,8 +98,8 @@ impl ShmSubscriber {
     ///
     /// # Errors
     ///
-    /// [`RecvError`]: what was missed, who was lost, or the end. Except after [`RecvError::Closed`],
-    /// [`RecvError::Forked`] and [`RecvError::Io`] receiving goes on.
+    /// [`RecvError`]: what was missed, who was lost, or the end. Receiving goes on unless it
+    /// [is terminal](RecvError::is_terminal).
     ///
     /// # Panics
     ///
@@ -152,9 +153,18 @@ impl ShmSubscriber {
             Poll::Pending => Poll::Pending,
             Poll::Ready(item) => {
                 budget.made_progress();
-                Poll::Ready(item.unwrap_or(Err(RecvError::Closed)))
+                Poll::Ready(self.conclude(item))
             }
         }
+    }
+
+    /// What an item, or none at the end, amounts to. After an end nothing comes.
+    fn conclude(&mut self, item: Option<Result<ShmSample, RecvError>>) -> Result<ShmSample, RecvError> {
+        let item = item.unwrap_or(Err(RecvError::Closed));
+        if item.as_ref().is_err_and(RecvError::is_terminal) {
+            self.core.conclude();
+        }
+        item
     }
 
     /// Receives the next message if it is there.
@@ -163,16 +173,18 @@ impl ShmSubscriber {
     ///
     /// [`TryRecvError::Empty`], or what [`recv`](Self::recv) would have returned.
     pub fn try_recv(&mut self) -> Result<ShmSample, TryRecvError> {
-        if let Some(item) = self.core.next() {
-            return Ok(item?);
+        let mut item = self.core.next();
+        if item.is_none() && !self.core.over {
+            // Nobody else reads what concerns links while nothing is awaited.
+            item = match self.core.read_now_and_then() {
+                Ok(()) => self.core.next(),
+                Err(error) => Some(Err(error)),
+            };
         }
-        // Nobody else reads what concerns links while nothing is awaited.
-        self.core.read_now_and_then()?;
-        match self.core.next() {
-            Some(item) => Ok(item?),
-            None if self.core.is_over() => Err(RecvError::Closed.into()),
-            None => Err(TryRecvError::Empty),
+        if item.is_none() && !self.core.is_over() {
+            return Err(TryRecvError::Empty);
         }
+        Ok(self.conclude(item)?)
     }
 
     /// As [`recv`](Self::recv), waiting on this thread. Needs no runtime.
@@ -186,7 +198,8 @@ impl ShmSubscriber {
     /// On a thread that drives a tokio runtime's tasks.
     pub fn blocking_recv(&mut self) -> Result<ShmSample, RecvError> {
         assert_may_block();
-        self.core.blocking_next(None).unwrap_or(Err(RecvError::Closed))
+        let item = self.core.blocking_next(None);
+        self.conclude(item)
     }
 
     /// As [`blocking_recv`](Self::blocking_recv), for at most `timeout`.
@@ -200,7 +213,8 @@ impl ShmSubscriber {
     /// On a thread that drives a tokio runtime's tasks.
     pub fn blocking_recv_timeout(&mut self, timeout: Duration) -> Result<ShmSample, RecvError> {
         assert_may_block();
-        self.core.blocking_next(Instant::now().checked_add(timeout)).unwrap_or(Err(RecvError::Closed))
+        let item = self.core.blocking_next(Instant::now().checked_add(timeout));
+        self.conclude(item)
     }
 
     /// How many publishers have accepted this subscriber, as far as it has looked.
@@ -212,8 +226,10 @@ impl ShmSubscriber {
     ///
     /// # Errors
     ///
-    /// [`RecvError::Io`] if the system refuses what waiting needs. What happened to a publisher is told by the next
-    /// [`recv`](Self::recv).
+    /// [`RecvError::Refused`] or [`RecvError::Evicted`] of a publisher that will not have this subscriber, which is told by this in
+    /// place of the next [`recv`](Self::recv): it may be called again, and waits for others. [`RecvError::OutOfResources`] as there.
+    /// [`RecvError::Io`] if the system refuses what waiting needs, and [`RecvError::Closed`] after an end. Whatever else happened to
+    /// a publisher is told by the next [`recv`](Self::recv).
     ///
     /// # Panics
     ///
@@ -223,7 +239,11 @@ impl ShmSubscriber {
     ///
     /// Cancel safe.
     pub async fn wait_for_publishers(&mut self, n: usize) -> Result<(), RecvError> {
-        poll_fn(|cx| self.core.poll_publishers(n, &mut self.watched, cx)).await
+        let accepted = poll_fn(|cx| self.core.poll_publishers(n, &mut self.watched, cx)).await;
+        if accepted.as_ref().is_err_and(RecvError::is_terminal) {
+            self.core.conclude();
+        }
+        accepted
     }
 
     /// The subscriber's counters.
@@ -235,12 +255,16 @@ impl ShmSubscriber {
 impl Stream for ShmSubscriber {
     type Item = Result<ShmSample, RecvError>;
 
-    /// Ends after the last publisher where that was asked for, and after [`RecvError::Io`] only if polled no more.
+    /// Its errors are notices, and the next item comes all the same, save for [`RecvError::Forked`] and [`RecvError::Io`], which are
+    /// the last items of all. It ends after these, and after the last publisher where that was asked for; and stays so.
     // Not inlined: the caller's loop over a message's bytes is better off without all this around it.
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = self.get_mut();
         if let Some(sample) = this.next_sample() {
             return Poll::Ready(Some(Ok(sample)));
+        }
+        if this.core.over {
+            return Poll::Ready(None);
         }
         match ready!(this.poll_next_item(cx)) {
             Err(RecvError::Closed) => Poll::Ready(None),
@@ -255,6 +279,12 @@ impl fmt::Debug for ShmSubscriber {
             .field("topic", &self.topic)
             .field("stats", &self.core.stats)
             .finish_non_exhaustive()
+    }
+}
+
+impl FusedStream for ShmSubscriber {
+    fn is_terminated(&self) -> bool {
+        self.core.over
     }
 }
 

@@ -77,6 +77,9 @@ impl Core<Waits> {
         if let Some(item) = self.next() {
             return Poll::Ready(Some(item));
         }
+        if self.over {
+            return Poll::Ready(None);
+        }
         if looking {
             self.rounds = self.rounds.wrapping_add(1);
             if self.rounds.is_multiple_of(ROUNDS) {
@@ -209,9 +212,15 @@ impl Core<Waits> {
             if self.established() >= n {
                 return Poll::Ready(Ok(()));
             }
+            if self.over {
+                return Poll::Ready(Err(RecvError::Closed));
+            }
             let events = self.poll_events(watched, cx);
             if let Some(shortage) = self.peers.iter_mut().find_map(|peer| peer.link.take_shortage()) {
                 return Poll::Ready(Err(shortage.into()));
+            }
+            if let Some(refused) = self.take_refusal() {
+                return Poll::Ready(Err(refused));
             }
             match events {
                 Ok(true) if self.peers.iter().any(|peer| peer.link.is_unread()) => {
@@ -229,6 +238,7 @@ impl Core<Waits> {
     pub(super) fn read_everything(&mut self) -> Result<(), RecvError> {
         for peer in &mut self.peers {
             peer.link.read_socket();
+            peer.link.look_for_death();
         }
         Ok(self.read_watch()?)
     }
@@ -248,6 +258,9 @@ impl Core<Waits> {
         loop {
             if let Some(item) = self.next() {
                 return Some(item);
+            }
+            if self.over {
+                return None;
             }
             if self.busy.look_again() {
                 self.look();

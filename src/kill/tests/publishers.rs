@@ -326,7 +326,7 @@ impl State {
         let booked = match item {
             Ok(sample) if *sample == END => return None,
             Ok(sample) => ledger.message(&sample).map(|()| Some(sample)),
-            Err(RecvError::Lagged(missed)) if self.on_full != OnFull::Wait => {
+            Err(RecvError::Lagged { missed, .. }) if self.on_full != OnFull::Wait => {
                 ledger.missed += missed;
                 Ok(None)
             }

@@ -87,7 +87,7 @@ fn receive(subscriber: &mut ShmSubscriber) -> ShmSample {
     loop {
         match subscriber.blocking_recv() {
             Ok(sample) => return checked(sample),
-            Err(RecvError::Lagged(_)) => {}
+            Err(RecvError::Lagged { .. }) => {}
             Err(error) => panic!("{error}"),
         }
     }
@@ -127,7 +127,7 @@ fn subscriber(script: &str, dir: &Path) {
                 loop {
                     match subscriber.recv().await {
                         Ok(sample) => drop(checked(sample)),
-                        Err(RecvError::Lagged(_)) => {}
+                        Err(RecvError::Lagged { .. }) => {}
                         Err(error) => panic!("{error}"),
                     }
                 }
@@ -147,7 +147,7 @@ fn witness(dir: &Path) {
                 drop(checked(sample));
                 SEEN.fetch_add(1, Ordering::SeqCst);
             }
-            Err(RecvError::Lagged(missed)) => {
+            Err(RecvError::Lagged { missed, .. }) => {
                 LAGGED.fetch_add(missed, Ordering::SeqCst);
                 SEEN.fetch_add(missed, Ordering::SeqCst);
             }

@@ -313,10 +313,12 @@ async fn watch(mut subscriber: ShmSubscriber, on_full: OnFull, witness: Arc<Witn
             Ok(sample) => {
                 (sample.seq() + 1, Err(format!("message {} came where {due} was due", sample.seq())))
             }
-            Err(RecvError::Lagged(missed)) if witness.may_lag.load(Ordering::SeqCst) => {
+            Err(RecvError::Lagged { missed, .. }) if witness.may_lag.load(Ordering::SeqCst) => {
                 (due + missed, Ok(()))
             }
-            Err(RecvError::Lagged(missed)) => (due + missed, Err(format!("{missed} messages were missed"))),
+            Err(RecvError::Lagged { missed, .. }) => {
+                (due + missed, Err(format!("{missed} messages were missed")))
+            }
             Err(RecvError::Closed) => return,
             Err(error) => (due, Err(error.to_string())),
         };
