@@ -27,6 +27,19 @@ use crate::sys::socket::Connection;
 /// Tickets at most that a sender looks for before it goes on: each time that it has none a cache line goes to and fro.
 const MUCH_ROOM: u32 = 32;
 
+/// Room in the socket that is left for a link's last frames, `Bye` or `Refused`, in the kernel's bytes: each takes less than a thousand.
+const RESERVE: usize = 4 << 10;
+
+/// How much a subscriber's socket has of frames that were not read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Filling {
+    Little,
+    /// More than half of what it takes.
+    Much,
+    /// There is room for the last frames only.
+    All,
+}
+
 /// Why a link could not be set up or go on.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum LinkError {
@@ -116,6 +129,9 @@ pub(crate) struct LinkTx {
     /// The last announcement met with too many descriptors under way in all sockets of this user: nobody rings when there
     /// are fewer.
     pub(crate) crowded: bool,
+    /// So many free tickets are not given out without one coming back: none, or all of them, while the socket of a subscriber that is to
+    /// lose the oldest has [`Filling::Much`] in it.
+    withheld: u32,
     /// The lowest message number not yet offered.
     next_seq: u64,
     /// The subscriber takes nothing more, but may still hold some.
@@ -161,6 +177,7 @@ impl LinkTx {
             announced: HashMap::new(),
             recent: Recent::new(),
             crowded: false,
+            withheld: 0,
             next_seq: 0,
             leaving: false,
             blocked_since: None,
@@ -238,7 +255,7 @@ impl LinkTx {
             self.next_seq = message.seq + 1;
             return Ok(Offer::Done);
         }
-        if self.tickets.free() == 0 && !self.make_room(in_flight)? {
+        if self.tickets.free() <= self.withheld && !self.make_room(in_flight)? {
             return self.refuse(message);
         }
         if in_flight.is_scarce() && !self.make_bytes(message, in_flight)? {
@@ -385,7 +402,7 @@ impl LinkTx {
             .map(|(id, _)| *id)
             .collect();
         for id in gone {
-            if !send(&self.connection, &Frame::Retire { id }, &[])? {
+            if !self.send_waiting(&Frame::Retire { id }, &[])? {
                 // It does not read; it will be told when the next segment goes.
                 return Ok(());
             }
@@ -401,7 +418,7 @@ impl LinkTx {
     pub(crate) fn bye(&mut self, next_seq: u64) {
         self.producer.offer(self.page.view(), next_seq);
         kill_point!("bye: offered");
-        // Where its socket is full it takes the end for an abrupt one, which errs on the safe side.
+        // There is room: see `RESERVE`.
         let _ = send(&self.connection, &Frame::Bye, &[]);
         kill_point!("bye: sent");
         self.bell.ring();
@@ -437,7 +454,31 @@ impl LinkTx {
 
     fn make_room(&mut self, in_flight: &mut InFlight) -> Result<bool, LinkError> {
         self.try_reclaim(in_flight, &mut 0)?;
-        Ok(self.tickets.free() > 0 || self.try_take_back(in_flight)?.is_some())
+        if self.withheld > 0 && self.filling() == Filling::Little {
+            self.withheld = 0;
+        }
+        if self.tickets.free() > self.withheld {
+            return Ok(true);
+        }
+        // With nothing to take back what was withheld is there.
+        Ok(self.try_take_back(in_flight)?.is_some() || self.tickets.free() > 0)
+    }
+
+    /// How full of frames that the subscriber has not read its socket is.
+    fn filling(&self) -> Filling {
+        let Some((queued, size)) = self.connection.unreceived() else { return Filling::Little };
+        if queued + RESERVE.min(size / 4) > size {
+            Filling::All
+        } else if queued > size / 2 {
+            Filling::Much
+        } else {
+            Filling::Little
+        }
+    }
+
+    /// Sends a frame that can wait: `false` if there is no room for it and for the last frame of a link as well.
+    fn send_waiting(&self, frame: &Frame, fds: &[BorrowedFd<'_>]) -> std::io::Result<bool> {
+        Ok(self.filling() != Filling::All && send(&self.connection, frame, fds)?)
     }
 
     /// Makes room for the message in the link's share of the pool: `false` if there is none.
@@ -482,13 +523,18 @@ impl LinkTx {
             };
             let frame = Frame::Segment(wire::Segment { id: segment.id(), len: segment.len(), backing });
             kill_point!("announce: due");
-            let sent = send(&self.connection, &frame, &[segment.as_fd()]);
+            let sent = self.send_waiting(&frame, &[segment.as_fd()]);
             self.crowded = sent.as_ref().is_err_and(is_crowded);
             if self.crowded || !sent? {
                 return Ok(false);
             }
             kill_point!("announce: sent");
             self.announced.insert(segment.id(), Arc::downgrade(segment));
+            if self.on_full == OnFull::DropOldest && self.filling() != Filling::Little {
+                // Before there is no room for any: the oldest message makes room for each further one from now on, so that those are put
+                // where announced ones were. A message in what cannot be announced would have to be dropped, the newest of all.
+                self.withheld = u32::MAX;
+            }
         }
         self.recent.put(segment.id(), ());
         Ok(true)
@@ -503,7 +549,7 @@ impl LinkTx {
             self.tickets.values().map(|flight| in_flight.slot(*flight).segment().id()).collect();
         let unused: Vec<u64> = self.announced.keys().filter(|id| !used.contains(id)).copied().collect();
         for id in unused {
-            if !send(&self.connection, &Frame::Retire { id }, &[])? {
+            if !self.send_waiting(&Frame::Retire { id }, &[])? {
                 break;
             }
             self.announced.remove(&id);

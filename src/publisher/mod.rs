@@ -43,7 +43,7 @@ use crate::pool::ShmSegmentPool;
 ///
 /// Dropping the last clone closes the publisher. What was accepted and can be delivered is delivered in the drop; the rest, for which some
 /// subscriber with [`OnFull::Wait`](crate::OnFull::Wait) has no room just now, in the background, for as long as the runtime lives. When
-/// the runtime ends before that, its shutdown waits for at most a second, as long as subscribers go on making room and not 20 ms longer.
+/// the runtime ends before that, its shutdown waits for at most a second, as long as subscribers go on making room and not 100 ms longer.
 /// Those that got everything are told that it is closed, the others that it is lost. So only a program that ends while subscribers
 /// may be full, and may take longer to read on, has to call [`close`](Self::close) and await it: that waits for them as long as it takes.
 ///

@@ -39,7 +39,7 @@ const EVICT_RETRY_NS: u64 = 1_000_000;
 /// For how long the end of the runtime waits while subscribers make room for what was accepted …
 const LINGER: Duration = Duration::from_secs(1);
 /// … and while none makes any. Nothing tells it: the tasks that would be told are gone.
-const LINGER_FOR_NOTHING: Duration = Duration::from_millis(20);
+const LINGER_FOR_NOTHING: Duration = Duration::from_millis(100);
 const LINGER_LOOK: Duration = Duration::from_micros(50);
 /// How often a sender that must not wait looks again for what another thread is just collecting.
 const COLLECT_SPINS: usize = 64;

@@ -14,7 +14,7 @@ use rustix::net::{
 use rustix::process::Pid;
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
 /// How many descriptors one packet may carry.
 pub(crate) const MAX_FDS: usize = 4;
@@ -102,6 +102,16 @@ impl Connection {
         }
         // It fails only where the peer has ended it already.
         let _ = rustix::net::shutdown(&self.fd, rustix::net::Shutdown::Both);
+    }
+
+    /// How much of the room for packets that the peer has not received is taken, and how much there is, in the kernel's bytes, of which a
+    /// packet takes several hundred at least. `None` where the kernel does not tell.
+    pub(crate) fn unreceived(&self) -> Option<(usize, usize)> {
+        let mut queued: libc::c_int = 0;
+        // SAFETY: `fd` is open for as long as `self` is, and with `TIOCOUTQ` the kernel writes one `c_int`, which is what it is given.
+        let asked = unsafe { libc::ioctl(self.fd.as_raw_fd(), libc::TIOCOUTQ, &raw mut queued) };
+        let size = rustix::net::sockopt::socket_send_buffer_size(&self.fd).ok()?;
+        (asked == 0).then(|| (usize::try_from(queued).unwrap_or(0), size))
     }
 
     /// Has the peer's next packet refused; what it has sent by now can still be received.
