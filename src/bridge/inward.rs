@@ -15,6 +15,7 @@ use super::discovery::LocalPublishers;
 use super::queue::Queue;
 use super::stats::{Counters, count};
 use super::{Congestion, INJECTED, Route, Stop};
+use crate::text::chain;
 use crate::topic::RuntimeDir;
 use crate::{BindError, OnFull, ShmPoolConfig, ShmPublisher};
 
@@ -129,7 +130,7 @@ impl Inward {
         }
         for (topic, Topic { publisher, .. }) in self.topics.open.drain() {
             if let Err(error) = publisher.close().await {
-                tracing::warn!(%topic, %error);
+                tracing::warn!(%topic, error = %chain(&error));
             }
         }
     }
@@ -153,7 +154,7 @@ impl Inward {
         let open = match self.topics.open(&topic).await {
             Ok(open) => open,
             Err(error) => {
-                tracing::warn!(%key, %error, "no topic for a message");
+                tracing::warn!(%key, error = %chain(&error), "no topic for a message");
                 return count(&self.counters.refused, 1);
             }
         };
@@ -161,7 +162,7 @@ impl Inward {
         let mut loan = match open.publisher.loan(payload.len()).await {
             Ok(loan) => loan,
             Err(error) => {
-                tracing::warn!(%topic, %error, "no memory for a message");
+                tracing::warn!(%topic, error = %chain(&error), "no memory for a message");
                 return count(&self.counters.refused, 1);
             }
         };
@@ -188,7 +189,7 @@ impl Inward {
                 count(&self.counters.injected_bytes, at as u64);
             }
             Err(error) => {
-                tracing::warn!(%topic, %error);
+                tracing::warn!(%topic, error = %chain(&error));
                 count(&self.counters.refused, 1);
             }
         }

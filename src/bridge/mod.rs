@@ -73,6 +73,7 @@ pub use self::stats::BridgeStats;
 use self::stats::Counters;
 use crate::access::Access;
 use crate::sys::random::random_id;
+use crate::text::chain;
 use crate::topic::RuntimeDir;
 use crate::zenoh::{PoolBackend, shm_clients};
 use crate::{OnFull, ShmPoolConfig, ShmSubscriber};
@@ -168,7 +169,7 @@ impl Bridge {
         let _ = stop.send(true);
         let mut stopped = tokio::time::timeout(PATIENCE, &mut running).await;
         if own_session && let Err(error) = session.close().await {
-            tracing::warn!(%error, "zenoh's session did not close well");
+            tracing::warn!(error = %chain(&*error), "zenoh's session did not close well");
         }
         if stopped.is_err() {
             // A put that waited for the session ends with it.
@@ -498,7 +499,7 @@ impl Running {
                     continue;
                 }
                 if let Err(error) = self.start_outward(index, route, topic.clone(), &key, true).await {
-                    tracing::warn!(%topic, %error, "the topic is not bridged");
+                    tracing::warn!(%topic, error = %chain(&error), "the topic is not bridged");
                 }
             }
         }
@@ -524,7 +525,7 @@ impl Running {
             match look.and_then(|()| discovery.scan()) {
                 Ok(found) => self.follow(&routes, &found).await,
                 Err(error) => {
-                    tracing::warn!(%error, "the runtime directory cannot be looked at");
+                    tracing::warn!(error = %chain(&error), "the runtime directory cannot be looked at");
                     tokio::select! {
                         () = self.stop.stopped() => break,
                         () = tokio::time::sleep(LOOK_AGAIN) => {}

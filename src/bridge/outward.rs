@@ -17,6 +17,7 @@ use super::attachment::Origin;
 use super::discovery::LocalPublishers;
 use super::stats::{Counters, count};
 use super::{INJECTED, SharedMemory, Stop};
+use crate::text::chain;
 use crate::{RecvError, ShmSample, ShmSubscriber, TryRecvError};
 
 /// Messages handed over in one go, before the task looks whether it is to stop.
@@ -102,10 +103,10 @@ impl Outward {
                 Err(RecvError::Lagged { missed: n, .. }) => count(&self.counters.lagged, n),
                 Err(RecvError::Closed) => return false,
                 Err(error) if error.is_terminal() => {
-                    tracing::error!(topic = self.subscriber.topic(), %error, "the topic is no longer bridged");
+                    tracing::error!(topic = self.subscriber.topic(), error = %chain(&error), "the topic is no longer bridged");
                     return false;
                 }
-                Err(error) => tracing::warn!(topic = self.subscriber.topic(), %error),
+                Err(error) => tracing::warn!(topic = self.subscriber.topic(), error = %chain(&error)),
             }
             if left == 0 {
                 break;
@@ -141,7 +142,7 @@ impl Outward {
             }
             Err(error) => {
                 count(&self.counters.failed, 1);
-                tracing::warn!(key = %self.publisher.key_expr(), %error, "zenoh did not take a message");
+                tracing::warn!(key = %self.publisher.key_expr(), error = %chain(&*error), "zenoh did not take a message");
             }
         }
     }

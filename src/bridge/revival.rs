@@ -23,6 +23,7 @@ use parking_lot::Mutex;
 use super::Stop;
 use super::stats::{Counters, count};
 use crate::sys::connections::shut_down;
+use crate::text::chain;
 
 /// How long between two looks. A link has to be lost at both: what is said and what is listed are not of one moment.
 const LOOK: Duration = Duration::from_secs(2);
@@ -88,7 +89,9 @@ impl Revival {
                 }
                 // Gone long ago, with its transport and without a word.
                 Ok(false) => drop(self.up.lock().remove(ends)),
-                Err(error) => tracing::warn!(%local, %peer, %error, "zenoh no longer sends on a connection"),
+                Err(error) => {
+                    tracing::warn!(%local, %peer, error = %chain(&error), "zenoh no longer sends on a connection")
+                }
             }
         }
         self.suspects = lost;

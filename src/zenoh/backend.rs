@@ -27,6 +27,7 @@ use crate::proto::class::{GRAIN, PITCH_MIN, SMALL_MAX};
 use crate::segment::Segment;
 use crate::sys::memory::{Backing, MemoryError};
 use crate::sys::named::{self, Given, Scheme};
+use crate::text::chain;
 
 /// The strictest alignment that holds in every process: a page's.
 const LARGEST_ALIGNMENT: usize = 4096;
@@ -173,7 +174,7 @@ impl PoolBackend {
                 Ok(chunk)
             }
             Err(error) => {
-                tracing::warn!(%error, "shared memory could not be named");
+                tracing::warn!(error = %chain(&error), "shared memory could not be named");
                 self.inner.pool.core().give_back(slot);
                 Err(ZAllocError::Other)
             }
@@ -223,11 +224,11 @@ fn refused(error: TakeError) -> ZAllocError {
         TakeError::Full { .. } | TakeError::TimedOut { .. } => ZAllocError::OutOfMemory,
         TakeError::Memory(MemoryError::DevShmFull { .. }) => ZAllocError::OutOfMemory,
         TakeError::Memory(ref shortage) if shortage.is_shortage() => {
-            tracing::warn!(error = %shortage, "no shared memory");
+            tracing::warn!(error = %chain(shortage), "no shared memory");
             ZAllocError::OutOfMemory
         }
         error => {
-            tracing::warn!(%error, "no shared memory");
+            tracing::warn!(error = %chain(&error), "no shared memory");
             ZAllocError::Other
         }
     }
