@@ -10,7 +10,7 @@ use tokio_shm::event::{Notifier, WaitTimeoutError, Waiter, event};
 use tokio_test::{assert_pending, assert_ready, assert_ready_err, assert_ready_ok, task};
 
 /// Long enough that only a hang gets there.
-const LIMIT: Duration = Duration::from_secs(20);
+const LIMIT: Duration = Duration::from_secs(if cfg!(miri) { 600 } else { 20 });
 
 /// Runs `body` in a thread, and fails if it does not end.
 fn spawn_bounded<T: Send + 'static>(body: impl FnOnce() -> T + Send + 'static) -> impl FnOnce() -> T {
@@ -180,7 +180,7 @@ fn one_notify_lets_one_of_threads_and_tasks_through() {
 /// A plain store once overwrote a close that had come between its load and itself; waiters hung.
 #[test]
 fn close_during_a_wait_is_not_overwritten() {
-    for _ in 0..2_000 {
+    for _ in 0..if cfg!(miri) { 20 } else { 2_000 } {
         let (notifier, waiter) = event();
         let start = Arc::new(Barrier::new(2));
         let waiting = spawn_bounded({
@@ -317,7 +317,7 @@ fn task_woken_too_late_waits_on() {
 /// everything.
 #[test]
 fn time_out_at_the_moment_of_a_notify_loses_nothing() {
-    const ROUNDS: usize = 5_000;
+    const ROUNDS: usize = if cfg!(miri) { 50 } else { 5_000 };
 
     let (ping, pinged) = event();
     let (pong, ponged) = event();
@@ -349,7 +349,7 @@ fn time_out_at_the_moment_of_a_notify_loses_nothing() {
 fn crowd_of_threads_and_tasks_loses_nothing() {
     const PRODUCERS: usize = 3;
     const WAITERS: usize = 2; // of each kind
-    const ITEMS: usize = 3_000; // of each producer
+    const ITEMS: usize = if cfg!(miri) { 20 } else { 3_000 }; // of each producer
 
     struct Counts {
         items: AtomicUsize,
@@ -445,7 +445,7 @@ fn crowd_of_threads_and_tasks_loses_nothing() {
 /// Without the close at the end to help: two threads and two tasks hand one notify around, and each turn depends on it.
 #[test]
 fn single_notify_handed_around_threads_and_tasks_keeps_going() {
-    const TURNS: usize = 10_000;
+    const TURNS: usize = if cfg!(miri) { 100 } else { 10_000 };
 
     let (notifier, waiter) = event();
     let turns = Arc::new(AtomicUsize::new(0));

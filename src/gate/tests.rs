@@ -6,7 +6,7 @@ use tokio_test::{assert_pending, assert_ready_eq, task};
 use super::*;
 
 /// Long enough that only a hang gets there.
-const LIMIT: Duration = Duration::from_secs(20);
+const LIMIT: Duration = Duration::from_secs(if cfg!(miri) { 600 } else { 20 });
 
 #[derive(Default)]
 struct Shelf(AtomicUsize);
@@ -134,7 +134,7 @@ fn future_is_send() {
 
 #[test]
 fn items_through_a_crowd_of_threads_and_tasks_all_arrive() {
-    const ITEMS: usize = 10_000;
+    const ITEMS: usize = if cfg!(miri) { 50 } else { 10_000 };
     const TAKERS: usize = 3;
 
     let (gate, shelf, taken) = (Gate::new(), Shelf::default(), AtomicUsize::new(0));

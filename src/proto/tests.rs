@@ -113,7 +113,7 @@ proptest! {
 /// A publisher that overwrites at full speed against a subscriber that holds on to what it got for a while.
 #[test]
 fn messages_between_two_threads_are_each_received_or_taken_back() {
-    const MESSAGES: u64 = 200_000;
+    const MESSAGES: u64 = if cfg!(miri) { 300 } else { 200_000 };
     for (depth, most) in [2, 3, 8, 65].into_iter().flat_map(|depth| [(depth, 1), (depth, CLAIM_MAX)]) {
         let heap = HeapPage::new(depth);
         heap.page().init(0);
