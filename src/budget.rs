@@ -2,8 +2,13 @@
 //!
 //! It counts; it neither makes nor frees memory.
 
+#[cfg(not(tokio_shm_loom))]
+mod abandoned;
 #[cfg(all(test, tokio_shm_loom))]
 mod loom_tests;
+
+#[cfg(not(tokio_shm_loom))]
+pub(crate) use self::abandoned::{Abandoned, Holder};
 
 use crate::gate::Gate;
 use crate::sync::Arc;
@@ -20,11 +25,27 @@ pub(crate) struct Budget {
     retired: AtomicU64,
     /// Waiters for a slot or for bytes: their conditions differ, so they are always all woken.
     pub(crate) gate: Gate,
+    /// What others still have of it that the pool has given up.
+    #[cfg(not(tokio_shm_loom))]
+    pub(crate) abandoned: Abandoned,
 }
 
 impl Budget {
     pub(crate) fn new(max: u64) -> Self {
-        Self { max, used: AtomicU64::new(0), retired: AtomicU64::new(0), gate: Gate::new() }
+        Self {
+            max,
+            used: AtomicU64::new(0),
+            retired: AtomicU64::new(0),
+            gate: Gate::new(),
+            #[cfg(not(tokio_shm_loom))]
+            abandoned: Abandoned::default(),
+        }
+    }
+
+    /// Looks who has let go of what was given up.
+    #[cfg(not(tokio_shm_loom))]
+    pub(crate) fn sweep_abandoned(&self) {
+        self.abandoned.sweep(self.max);
     }
 
     pub(crate) fn used(&self) -> u64 {
@@ -63,8 +84,19 @@ impl Reservation {
         &self.budget
     }
 
+    #[cfg(not(tokio_shm_loom))]
+    pub(crate) fn shared_budget(&self) -> &Arc<Budget> {
+        &self.budget
+    }
+
     pub(crate) fn len(&self) -> u64 {
         self.len
+    }
+
+    /// All of it, so that nothing is left here.
+    #[cfg(not(tokio_shm_loom))]
+    fn take(&mut self) -> Self {
+        Self { budget: Arc::clone(&self.budget), len: std::mem::take(&mut self.len) }
     }
 }
 

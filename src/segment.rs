@@ -3,11 +3,14 @@
 //! It does not know who uses its slots; the pool hands those out, and the last one to go frees the object.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::Arc;
 #[cfg(feature = "zenoh")]
-use std::sync::{Arc, OnceLock};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use crate::budget::Reservation;
+use parking_lot::Mutex;
+
+use crate::budget::{Holder, Reservation};
 use crate::sys::memory::{self, Backing, CreateOptions, Mapping, MemoryError};
 #[cfg(feature = "zenoh")]
 use crate::sys::named::{Given, Name, Scheme};
@@ -28,6 +31,8 @@ pub(crate) struct Segment {
     slots: usize,
     /// Somebody may read one of the slots for ever: none is used again, so that the object can go when the others are back.
     abandoned: AtomicBool,
+    /// By whom.
+    holders: Mutex<Vec<Arc<dyn Holder>>>,
     // Last, so that the bytes are free again only after the mapping is gone.
     reservation: Reservation,
 }
@@ -51,6 +56,7 @@ impl Segment {
             backing: options.backing,
             slots,
             abandoned: AtomicBool::new(false),
+            holders: Mutex::default(),
             reservation,
         })
     }
@@ -98,6 +104,17 @@ impl Segment {
         self.abandoned.store(true, Ordering::Relaxed);
     }
 
+    /// The same for `holder`, which is known to go on reading until it says otherwise.
+    pub(crate) fn abandon_to(&self, holder: &Arc<dyn Holder>) {
+        let mut holders = self.holders.lock();
+        // Those of one link come one after the other.
+        if !holders.last().is_some_and(|last| Arc::ptr_eq(last, holder)) {
+            holders.push(Arc::clone(holder));
+        }
+        drop(holders);
+        self.abandon();
+    }
+
     #[inline]
     pub(crate) fn is_abandoned(&self) -> bool {
         self.abandoned.load(Ordering::Relaxed)
@@ -112,6 +129,11 @@ impl AsFd for Segment {
 
 impl Drop for Segment {
     fn drop(&mut self) {
+        let holders = std::mem::take(self.holders.get_mut());
+        if !holders.is_empty() {
+            let budget = Arc::clone(self.reservation.shared_budget());
+            budget.abandoned.add(holders, &mut self.reservation);
+        }
         self.reservation.budget().count_retired();
     }
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use rustix::process::Resource;
 use support::limits::{assert_says, limited};
 use support::{Dir, LIMIT, Peer, Role, is_allowed, skipped, spawn_bounded, until, wait_until, within};
-use tokio_shm::{Backing, ShmPoolConfig, ShmSegmentPool};
+use tokio_shm::{Backing, RecvError, ShmPoolConfig, ShmSegmentPool};
 
 const MIB: usize = 1 << 20;
 
@@ -381,4 +381,71 @@ async fn role_receives_much_and_reads_little() {
     assert!(sample.iter().all(|byte| *byte == 3));
     assert!(mapped() >= 128 * MIB, "{}", mapped());
     role.say("done");
+}
+
+/// A subscriber that keeps all it gets, is disconnected for it, and comes again.
+#[test]
+fn limit_samples_kept_after_evictions_are_counted_and_bounded() {
+    const CAP: usize = 64 * MIB;
+    const LEN: usize = 4 * MIB;
+    let dir = Dir::new();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let _entered = runtime.enter();
+    let pool = ShmPoolConfig::new().max_bytes(CAP as u64);
+    let publisher = dir.publisher("t").pool(pool).evict_after(Duration::from_millis(20)).bind().unwrap();
+    let mut keeper = Peer::start("role_keeps_all_and_comes_again", &dir);
+    assert_eq!(keeper.hear(), "connected");
+    let kept = |pid: u32| {
+        let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).unwrap();
+        let lines = maps.lines().filter(|line| line.contains("tokio-shm-segment"));
+        let range = lines.filter_map(|line| line.split(' ').next()?.split_once('-'));
+        let len = |(start, end)| {
+            usize::from_str_radix(end, 16).unwrap() - usize::from_str_radix(start, 16).unwrap()
+        };
+        range.map(len).sum::<usize>()
+    };
+    // Until there is no memory for another message.
+    let mut sent = 0;
+    while let Ok(mut loan) = publisher.blocking_loan_timeout(LEN, Duration::from_secs(3)) {
+        loan.fill(1);
+        publisher.blocking_send(loan).unwrap();
+        sent += LEN;
+        let stats = publisher.pool().stats();
+        assert!(stats.bytes <= stats.max_bytes && stats.abandoned_bytes <= 2 * stats.max_bytes, "{stats:?}");
+        assert!(kept(keeper.pid()) <= 2 * CAP, "{stats:?}");
+        assert!(sent < 100 * CAP, "{stats:?}");
+    }
+    let stats = publisher.pool().stats();
+    assert!(sent > CAP && stats.abandoned_bytes > CAP as u64, "{sent}: {stats:?}");
+    // It is told of in time, and nobody has to look.
+    let waiting = {
+        let publisher = publisher.clone();
+        spawn_bounded("a loan", move || drop(publisher.blocking_loan(LEN).unwrap()))
+    };
+    wait_until("it waits", || publisher.pool().stats().waiters > 0);
+    keeper.kill();
+    waiting();
+    wait_until("all is back", || {
+        let stats = publisher.pool().stats();
+        (stats.abandoned_bytes, stats.in_use()) == (0, 0)
+    });
+    let all: Vec<_> = (0..CAP / LEN).map(|_| publisher.try_loan(LEN).unwrap()).collect();
+    drop(all);
+    runtime.block_on(async { within("close", publisher.close()).await.unwrap() });
+    dir.assert_empties();
+}
+
+#[test]
+fn role_keeps_all_and_comes_again() {
+    let Some(role) = Role::of("role_keeps_all_and_comes_again") else { return };
+    let mut kept = Vec::new();
+    let mut subscriber = role.subscriber("t").connect().unwrap();
+    role.say("connected");
+    loop {
+        match subscriber.blocking_recv() {
+            Ok(sample) => kept.push(sample),
+            Err(RecvError::Lagged { .. }) => {}
+            Err(_) => subscriber = role.subscriber("t").connect().unwrap(),
+        }
+    }
 }

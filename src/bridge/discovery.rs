@@ -16,6 +16,7 @@ use rustix::io::Errno;
 
 use super::INJECTED;
 use crate::reactor::Watched;
+use crate::sys::INTERRUPTIONS_MAX;
 use crate::topic::{RuntimeDir, is_publisher_of, topic_of_components};
 
 /// How deep the tree is followed: a topic has at most so many parts.
@@ -108,12 +109,13 @@ impl Discovery {
         let mut buffer = [MaybeUninit::uninit(); 4096];
         let mut reader = Reader::new(self.inotify.get().as_fd(), &mut buffer);
         let mut any = false;
+        let mut interruptions = 0;
         loop {
             match reader.next() {
                 // What it is does not matter: the tree is read anyway, as events may be lost.
                 Ok(_) => any = true,
                 Err(Errno::WOULDBLOCK) => return Ok(any),
-                Err(Errno::INTR) => {}
+                Err(Errno::INTR) if interruptions < INTERRUPTIONS_MAX => interruptions += 1,
                 Err(errno) => return Err(errno.into()),
             }
         }

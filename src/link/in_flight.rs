@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use crate::budget::Holder;
 use crate::pool::PooledSegment;
 use crate::pool::core::{PoolCore, Slot};
 use crate::prefetch;
@@ -142,8 +143,8 @@ impl InFlight {
     }
 
     /// Gives up a share of a message that somebody out of reach may go on reading: its slot is never written again.
-    pub(crate) fn abandon(&mut self, flight: Flight) {
-        self.pool.abandon(self.slot(flight));
+    pub(crate) fn abandon(&mut self, flight: Flight, holder: &Arc<dyn Holder>) {
+        self.pool.abandon(self.slot(flight), Some(holder));
         self.release(flight);
     }
 
@@ -172,6 +173,19 @@ mod tests {
     use super::*;
     use crate::ShmSegmentPool;
 
+    #[derive(Debug)]
+    struct Gone;
+
+    impl Holder for Gone {
+        fn is_gone(&self) -> bool {
+            true
+        }
+    }
+
+    fn gone() -> Arc<dyn Holder> {
+        Arc::new(Gone)
+    }
+
     #[test]
     fn slot_goes_back_with_the_last_share_and_its_entry_is_used_again() {
         let pool = ShmSegmentPool::new(crate::ShmPoolConfig::new());
@@ -199,7 +213,7 @@ mod tests {
         let mut in_flight = InFlight::new(Arc::clone(pool.core()));
         let flight = in_flight.begin(pool.try_take(1 << 20).unwrap().into_slot());
         in_flight.share(flight);
-        in_flight.abandon(flight);
+        in_flight.abandon(flight, &gone());
         assert_eq!(pool.stats().segments, 1);
         assert!(in_flight.release(flight));
         assert_eq!(pool.stats().segments, 0);
@@ -215,7 +229,7 @@ mod tests {
             let flight = in_flight.begin(segment.into_slot());
             in_flight.share(flight);
             if abandoned {
-                in_flight.abandon(flight);
+                in_flight.abandon(flight, &gone());
             } else {
                 in_flight.release(flight);
             }

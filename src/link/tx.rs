@@ -10,6 +10,7 @@ use rustix::process::Pid;
 use super::recent::Recent;
 use super::{Flight, InFlight, Kind, LinkPage, SEGMENTS_MAX};
 use crate::OnFull;
+use crate::budget::Holder;
 use crate::pool::PooledSegment;
 use crate::proto::Misbehaved;
 use crate::proto::bell::{Wake, arm, must_ring_after_fence};
@@ -64,6 +65,20 @@ impl From<std::io::Error> for LinkError {
 impl<K: Into<Kind>> From<K> for LinkError {
     fn from(kind: K) -> Self {
         Self::Fault(kind.into())
+    }
+}
+
+/// A subscriber whose link is over, and that may still read what it has. It keeps its seat, so that they are no more than
+/// `max_subscribers` together with those that have a link.
+#[derive(Debug)]
+struct Parted {
+    connection: Arc<Connection>,
+    _seat: Seat,
+}
+
+impl Holder for Parted {
+    fn is_gone(&self) -> bool {
+        self.connection.is_closed_by_peer()
     }
 }
 
@@ -436,12 +451,15 @@ impl LinkTx {
     /// Ends the link of a subscriber that lives on, and may read what it has for as long as it likes: only what it has
     /// released goes back.
     pub(crate) fn part(mut self, in_flight: &mut InFlight) {
-        if self.try_reclaim(in_flight, &mut 0).is_ok() {
-            for flight in self.tickets.drain() {
-                in_flight.abandon(flight);
-            }
+        if self.try_reclaim(in_flight, &mut 0).is_err() || self.tickets.outstanding() == 0 {
+            return self.end(in_flight);
         }
-        self.end(in_flight);
+        // Half open, so that its end can be told: its socket closes with its last sample.
+        self.connection.finish();
+        let holder: Arc<dyn Holder> = Arc::new(Parted { connection: self.connection, _seat: self._seat });
+        for flight in self.tickets.drain() {
+            in_flight.abandon(flight, &holder);
+        }
     }
 
     /// Hands back every slot that the subscriber had: it is gone, or has broken the protocol. The link is over.

@@ -12,7 +12,7 @@ use std::sync::{Arc, OnceLock, Weak};
 use parking_lot::Mutex;
 
 use super::{PoolStats, ShmPoolConfig, SizeStats, TakeError};
-use crate::budget::{Budget, Reservation};
+use crate::budget::{Budget, Holder, Reservation};
 use crate::hot::HotPlaces;
 use crate::idle::Idle;
 use crate::proto::class::{self, ClassIndex};
@@ -342,6 +342,7 @@ impl PoolCore {
         if alternate && let Some(slot) = self.take_idle(class) {
             return Found::Slot(slot);
         }
+        self.budget.sweep_abandoned();
         let _sweeping = self.sweep.lock();
         for other in ClassIndex::all().rev().filter(|&other| other != class) {
             self.give_up_idle(other);
@@ -431,8 +432,13 @@ impl PoolCore {
 
     /// Marks a slot that somebody out of reach may go on reading: it is never written again once it has come back. What its
     /// segment takes is free for others when all slots of it are back; the reader keeps his own mapping.
-    pub(crate) fn abandon(&self, slot: &Slot) {
-        slot.segment.abandon();
+    ///
+    /// What a `holder` has is counted until it says that it has let go.
+    pub(crate) fn abandon(&self, slot: &Slot, holder: Option<&Arc<dyn Holder>>) {
+        match holder {
+            Some(holder) => slot.segment.abandon_to(holder),
+            None => slot.segment.abandon(),
+        }
         let _sweeping = self.sweep.lock();
         slot.shelf.take_all().into_iter().for_each(|idle| self.keep(idle));
     }
@@ -472,6 +478,8 @@ impl PoolCore {
         self.closed.swap(true, Ordering::Relaxed);
         // SYNC POINT: closed, then drained.
         fence_after_rmw();
+        // Some of it may hold a reservation, and with it the budget that it lies in.
+        self.budget.abandoned.close();
         self.drain();
     }
 
@@ -500,8 +508,10 @@ impl PoolCore {
     }
 
     pub(crate) fn stats(&self) -> PoolStats {
+        self.budget.sweep_abandoned();
         let mut stats = PoolStats {
             bytes: self.budget.used(),
+            abandoned_bytes: self.budget.abandoned.bytes(),
             max_bytes: self.config.max_bytes,
             waiters: self.budget.gate.waiters(),
             ..PoolStats::default()

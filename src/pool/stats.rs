@@ -12,6 +12,10 @@ pub struct PoolStats {
     pub bytes: u64,
     /// The cap on `bytes`.
     pub max_bytes: u64,
+    /// Bytes of segments that the pool has given up and that subscribers still have: they were disconnected, by `evict_after` or because
+    /// their publisher closed, and keep their samples. Up to `max_bytes` of these count apart from `bytes`, beyond that they count in it
+    /// as well: the pool never takes more than twice `max_bytes`.
+    pub abandoned_bytes: u64,
     /// Segments that exist.
     pub segments: usize,
     /// Callers waiting for a segment now.

@@ -128,6 +128,10 @@ impl ShmPublisherBuilder {
 
     /// Disconnects a subscriber that has kept senders waiting for so long without taking a message, or that has most of
     /// the memory that a loan has been waiting for. Default: never.
+    ///
+    /// It keeps the samples that it has, and its place among [`max_subscribers`](Self::max_subscribers), until it drops the last of
+    /// them. Their memory counts apart from the pool until then, and in the pool's cap where it is more than another cap: see
+    /// [`PoolStats::abandoned_bytes`](crate::PoolStats::abandoned_bytes).
     pub fn evict_after(mut self, time: Duration) -> Self {
         self.evict_after = Some(time);
         self

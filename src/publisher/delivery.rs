@@ -422,8 +422,10 @@ impl Delivery {
 
     /// A subscriber is gone: everything it held comes back.
     pub(crate) fn remove(&mut self, id: u64) {
-        if let Some(link) = self.take_link(id) {
-            link.end(&mut self.in_flight);
+        match self.take_link(id) {
+            Some(link) => link.end(&mut self.in_flight),
+            // It was parted from before, and has let go now.
+            None => self.in_flight.pool().budget.sweep_abandoned(),
         }
     }
 

@@ -8,8 +8,8 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::event::{Timespec, epoll};
-use rustix::io::Errno;
 
+use super::again_if_interrupted;
 use super::bell::Bell;
 use super::fork::{Origin, inherited};
 
@@ -53,9 +53,8 @@ impl EpollSet {
         }
         let mut events = [MaybeUninit::<epoll::Event>::uninit(); 64];
         // What more has been heard than there is room for is told again at once, and put out then.
-        while epoll::wait(&self.epoll, &mut events, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).err()
-            == Some(Errno::INTR)
-        {}
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        let _ = again_if_interrupted(|| epoll::wait(&self.epoll, &mut events, Some(&now)).map(drop));
     }
 
     fn add(&self, fd: BorrowedFd<'_>, what: epoll::EventFlags) -> io::Result<()> {

@@ -16,6 +16,7 @@ mod tests;
 
 pub use error::WatchError;
 
+use super::INTERRUPTIONS_MAX;
 use super::bell::Bell;
 use super::epoll_set::EpollSet;
 use super::fork::{Origin, PerProcess};
@@ -208,11 +209,12 @@ impl Shared {
         let mut buf = [MaybeUninit::<u8>::uninit(); 4096];
         let mut events = inotify::Reader::new(&self.inotify, &mut buf);
         let mut others = false;
+        let mut interruptions = 0;
         let outcome = loop {
             match events.next() {
                 Ok(event) => others |= watches.note(event.wd(), event.events(), reader),
                 Err(Errno::AGAIN) => break Ok(()),
-                Err(Errno::INTR) => {}
+                Err(Errno::INTR) if interruptions < INTERRUPTIONS_MAX => interruptions += 1,
                 Err(errno) => break Err(WatchError::reading(errno)),
             }
         };

@@ -357,25 +357,31 @@ const PIECE: u64 = 64 << 20;
 const INTERRUPTIONS_MAX: u32 = 1_000;
 
 fn allocate(fd: BorrowedFd<'_>, len: usize, backing: Backing) -> Result<(), MemoryError> {
+    in_pieces(len, |at, bytes| fallocate(fd, FallocateFlags::empty(), at, bytes)).map_err(|errno| match errno
+    {
+        Errno::INTR => MemoryError::Interrupted { len, source: errno.into() },
+        errno => describe_shortage(backing, len, errno),
+    })
+}
+
+/// Calls `allocate` for one piece of `len` bytes after the other, for smaller ones where it is interrupted.
+fn in_pieces(len: usize, mut allocate: impl FnMut(u64, u64) -> Result<(), Errno>) -> Result<(), Errno> {
     let (end, page) = (len as u64, rustix::param::page_size() as u64);
     let (mut at, mut piece, mut interruptions) = (0, PIECE, 0);
     while at < end {
         let bytes = piece.min(end - at);
-        match fallocate(fd, FallocateFlags::empty(), at, bytes) {
+        match allocate(at, bytes) {
             Ok(()) => {
                 at += bytes;
                 interruptions = 0;
                 piece = (piece * 2).min(PIECE);
             }
             // Smaller pieces are done between two signals.
-            Err(errno @ Errno::INTR) => {
+            Err(Errno::INTR) if interruptions < INTERRUPTIONS_MAX => {
                 interruptions += 1;
-                if interruptions > INTERRUPTIONS_MAX {
-                    return Err(MemoryError::Interrupted { len, source: errno.into() });
-                }
                 piece = (piece / 4).max(page);
             }
-            Err(errno) => return Err(describe_shortage(backing, len, errno)),
+            Err(errno) => return Err(errno),
         }
     }
     Ok(())

@@ -2,6 +2,7 @@
 //!
 //! 128 random bits: unique without asking anybody, and never used twice. Not a secret: ids are written into file names.
 
+use super::again_if_interrupted;
 use rustix::io::Errno;
 use rustix::rand::{GetRandomFlags, getrandom};
 use std::io;
@@ -12,14 +13,13 @@ use std::io;
 /// Only where the kernel has no `getrandom`, or a sandbox forbids it.
 pub(crate) fn random_id() -> io::Result<u128> {
     let mut bytes = [0_u8; 16];
-    loop {
-        // Up to 256 bytes are given whole or not at all; a signal can come only while the pool is still being seeded.
-        match getrandom(&mut bytes, GetRandomFlags::empty()) {
-            Ok(16) if bytes != [0; 16] => return Ok(u128::from_ne_bytes(bytes)),
-            Ok(_) | Err(Errno::INTR) => {}
-            Err(errno) => return Err(errno.into()),
-        }
-    }
+    // Up to 256 bytes are given whole or not at all; a signal can come only while the pool is still being seeded.
+    again_if_interrupted(|| match getrandom(&mut bytes, GetRandomFlags::empty()) {
+        Ok(16) if bytes != [0; 16] => Ok(()),
+        Ok(_) => Err(Errno::INTR),
+        Err(errno) => Err(errno),
+    })?;
+    Ok(u128::from_ne_bytes(bytes))
 }
 
 #[cfg(test)]

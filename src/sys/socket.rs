@@ -13,6 +13,7 @@ pub(crate) use connection::{Connection, PeerCredentials, Received};
 
 use super::fork::Origin;
 use super::ownership::Ownership;
+use super::{again, again_if_interrupted};
 use rustix::fs::{AtFlags, FileType, Mode, fchmod, renameat, unlinkat};
 use rustix::io::Errno;
 use rustix::net::{
@@ -90,14 +91,12 @@ impl Listener {
         if !self.origin.is_here() {
             return Ok(None);
         }
-        loop {
-            match accept_with(&self.fd, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
-                Ok(fd) => return Ok(Some(Connection::new(fd))),
-                Err(Errno::AGAIN) => return Ok(None),
-                // It has gone again; the next may be there.
-                Err(Errno::INTR | Errno::CONNABORTED) => {}
-                Err(errno) => return Err(errno.into()),
-            }
+        // One that has been aborted has gone again; the next may be there.
+        let aborted = |errno| errno == Errno::CONNABORTED;
+        match again(aborted, || accept_with(&self.fd, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)) {
+            Ok(fd) => Ok(Some(Connection::new(fd))),
+            Err(Errno::AGAIN) => Ok(None),
+            Err(errno) => Err(errno.into()),
         }
     }
 
@@ -202,12 +201,7 @@ fn new_socket(kind: SocketType) -> io::Result<OwnedFd> {
 
 fn try_connect(socket: &OwnedFd, dir: BorrowedFd<'_>, name: &str) -> io::Result<Result<(), Errno>> {
     let address = address(dir, name)?;
-    loop {
-        match connect_to(socket, &address) {
-            Err(Errno::INTR) => {}
-            other => return Ok(other),
-        }
-    }
+    Ok(again_if_interrupted(|| connect_to(socket, &address)))
 }
 
 fn address(dir: BorrowedFd<'_>, name: &str) -> io::Result<SocketAddrUnix> {

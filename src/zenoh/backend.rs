@@ -311,7 +311,7 @@ impl Drop for Inner {
     fn drop(&mut self) {
         // The provider is gone, and with it the counts: whoever still holds one of these holds it for ever.
         for (_, slot) in self.out.get_mut().drain() {
-            self.pool.core().abandon(&slot);
+            self.pool.core().abandon(&slot, None);
         }
     }
 }

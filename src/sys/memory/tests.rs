@@ -204,6 +204,38 @@ fn open_failure_for_test() -> MemoryError {
 }
 
 #[test]
+fn allocation_that_is_interrupted_goes_on_in_smaller_pieces_and_ends_with_an_error_at_last() {
+    let len = 300 << 20;
+    // Signals so frequent that no more than a MiB is done between two.
+    let (mut done, mut calls) = (0, 0);
+    let outcome = in_pieces(len, |at, bytes| {
+        assert_eq!(at, done, "what was done is not done again");
+        calls += 1;
+        if bytes > 1 << 20 {
+            return Err(Errno::INTR);
+        }
+        done += bytes;
+        Ok(())
+    });
+    assert_eq!((outcome, done), (Ok(()), len as u64));
+    assert!(calls < 2_000, "{calls}");
+    // And so frequent that nothing is.
+    let mut calls = 0;
+    let outcome = in_pieces(len, |at, _| {
+        calls += 1;
+        assert_eq!(at, 0);
+        Err(Errno::INTR)
+    });
+    assert_eq!((outcome, calls), (Err(Errno::INTR), INTERRUPTIONS_MAX + 1));
+    let mut calls = 0;
+    let outcome = in_pieces(len, |_, _| {
+        calls += 1;
+        Err(Errno::NOSPC)
+    });
+    assert_eq!((outcome, calls), (Err(Errno::NOSPC), 1));
+}
+
+#[test]
 fn segment_locked_within_the_limit_is_made() {
     match create(PAGE, &CreateOptions { lock: true, ..PLAIN }) {
         Ok(_) | Err(MemoryError::Lock { .. }) => {}

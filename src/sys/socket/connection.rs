@@ -4,7 +4,9 @@
 #![allow(unsafe_code)]
 
 use crate::sys::fork::{Origin, inherited};
+use crate::sys::{again, again_if_interrupted};
 use rustix::cmsg_space;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::AsFd;
 use rustix::io::{Errno, IoSlice, IoSliceMut};
 use rustix::net::{
@@ -80,18 +82,11 @@ impl Connection {
         if !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(fds)) {
             return Err(Errno::INVAL.into());
         }
-        loop {
-            match sendmsg(
-                &self.fd,
-                &[IoSlice::new(bytes)],
-                &mut control,
-                SendFlags::DONTWAIT | SendFlags::NOSIGNAL,
-            ) {
-                Ok(_) => return Ok(true),
-                Err(Errno::AGAIN) => return Ok(false),
-                Err(Errno::INTR) => {}
-                Err(errno) => return Err(errno.into()),
-            }
+        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+        match again_if_interrupted(|| sendmsg(&self.fd, &[IoSlice::new(bytes)], &mut control, flags)) {
+            Ok(_) => Ok(true),
+            Err(Errno::AGAIN) => Ok(false),
+            Err(errno) => Err(errno.into()),
         }
     }
 
@@ -122,6 +117,22 @@ impl Connection {
         let _ = rustix::net::shutdown(&self.fd, rustix::net::Shutdown::Read);
     }
 
+    /// Ends the connection for the peer's receiving only: what was sent can still be received, and its end is still told.
+    pub(crate) fn finish(&self) {
+        if !self.origin.is_here() {
+            return;
+        }
+        let _ = rustix::net::shutdown(&self.fd, rustix::net::Shutdown::Write);
+    }
+
+    /// Whether every process that had the peer's socket has closed it, of a connection that was [finished](Self::finish).
+    pub(crate) fn is_closed_by_peer(&self) -> bool {
+        let mut fds = [PollFd::new(&self.fd, PollFlags::empty())];
+        // Hung up: both directions are shut down, ours by `finish`.
+        matches!(poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })), Ok(1..))
+            && fds[0].revents().intersects(PollFlags::HUP | PollFlags::ERR)
+    }
+
     /// Takes the next packet.
     ///
     /// # Errors
@@ -144,9 +155,9 @@ impl Connection {
         if !self.origin.is_here() {
             return;
         }
-        while let Err(Errno::INTR | Errno::CONNRESET) =
-            rustix::net::recv(&self.fd, &mut [0_u8], RecvFlags::DONTWAIT)
-        {}
+        let reset = |errno| errno == Errno::CONNRESET;
+        // It was there at the look before, and nobody else receives.
+        let _ = again(reset, || rustix::net::recv(&self.fd, &mut [0_u8], RecvFlags::DONTWAIT));
     }
 
     fn receive(&self, buf: &mut [u8], flags: RecvFlags) -> io::Result<Received> {
@@ -155,20 +166,20 @@ impl Connection {
         }
         // A little more room than needed (for alignment): what arrives beyond the limit is closed below.
         let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(MAX_FDS))];
-        let (message, fds, too_many) = loop {
+        // TRUNC has the kernel say how long the packet was, rather than how much of it there was room for.
+        let flags = flags | RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC | RecvFlags::TRUNC;
+        // The peer closed before it had read everything. Said once, and then come the packets it sent before.
+        let reset = |errno| errno == Errno::CONNRESET;
+        let received = again(reset, || {
             let mut control = RecvAncillaryBuffer::new(&mut space);
-            // TRUNC has the kernel say how long the packet was, rather than how much of it there was room for.
-            let flags = flags | RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC | RecvFlags::TRUNC;
-            match recvmsg(&self.fd, &mut [IoSliceMut::new(buf)], &mut control, flags) {
-                Ok(message) => {
-                    let (fds, too_many) = take_fds(&mut control);
-                    break (message, fds, too_many);
-                }
-                Err(Errno::AGAIN) => return Ok(Received::WouldBlock),
-                // The peer closed before it had read everything. Said once, and then come the packets it sent before.
-                Err(Errno::INTR | Errno::CONNRESET) => {}
-                Err(errno) => return Err(errno.into()),
-            }
+            let message = recvmsg(&self.fd, &mut [IoSliceMut::new(buf)], &mut control, flags)?;
+            let (fds, too_many) = take_fds(&mut control);
+            Ok((message, fds, too_many))
+        });
+        let (message, fds, too_many) = match received {
+            Ok(received) => received,
+            Err(Errno::AGAIN) => return Ok(Received::WouldBlock),
+            Err(errno) => return Err(errno.into()),
         };
         if message.bytes == 0 {
             return Ok(Received::Eof);
