@@ -49,6 +49,8 @@ pub(super) struct Core<W> {
     events: bool,
     /// What is final was told: nothing more comes, and every link was left.
     pub(super) over: bool,
+    /// That it waits for messages which cannot come was told.
+    told_held: bool,
     /// In a child it is the parent's, and receives nothing.
     origin: Origin,
     /// There has been a publisher.
@@ -85,6 +87,7 @@ impl<W: Default> Core<W> {
             end_with_last,
             events,
             over: false,
+            told_held: false,
             origin: Origin::here(),
             had_publisher: false,
             behind: false,
@@ -257,6 +260,27 @@ impl<W: Default> Core<W> {
         }
         self.behind = false;
         Ok(())
+    }
+
+    /// The wait goes to sleep.
+    pub(super) fn sleeps(&mut self) {
+        self.busy.sleeps();
+        if !self.told_held && !self.peers.is_empty() && self.peers.iter().all(|peer| peer.link.holds_all()) {
+            self.tell_held();
+        }
+    }
+
+    /// Nothing comes before a sample is dropped. That may be about to happen in another task or thread, so it is told once, and no
+    /// error.
+    #[cold]
+    fn tell_held(&mut self) {
+        self.told_held = true;
+        tracing::warn!(
+            publisher = %Hex(self.peers[0].link.publisher),
+            depth = self.depth,
+            "a subscriber waits for a message while this program holds all samples that its depth allows: none comes before one \
+             is dropped; drop samples sooner, or raise depth"
+        );
     }
 
     pub(super) fn arm(&mut self) {

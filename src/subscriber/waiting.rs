@@ -134,7 +134,7 @@ impl Core<Waits> {
                 return Poll::Pending;
             }
             if !events {
-                self.busy.sleeps();
+                self.sleeps();
                 return Poll::Pending;
             }
         }
@@ -301,7 +301,7 @@ impl Core<Waits> {
                 std::thread::yield_now();
                 continue;
             }
-            self.busy.sleeps();
+            self.sleeps();
             match self.sleep(deadline) {
                 Ok(true) => {}
                 Ok(false) => {
