@@ -1,6 +1,7 @@
 //! Who may take part besides the processes of our own user: nobody, unless a builder says so.
 //!
-//! It decides by what the kernel says of a socket's peer and of the runtime directory; it asks the kernel nothing itself.
+//! It decides by what the kernel says of a socket's peer and of the runtime directory; it asks the kernel nothing itself. Who has no
+//! number in our user namespace is never let in, not even by the number that the kernel shows in its place: it stands for anyone.
 
 use rustix::process::geteuid;
 
@@ -24,7 +25,8 @@ impl Access {
 
     /// Whether a peer may publish to us, or subscribe to us.
     pub(crate) fn admits(&self, peer: PeerCredentials) -> bool {
-        self.admits_user(peer.uid) || self.gids.contains(&peer.gid)
+        peer.uid.is_some_and(|uid| self.admits_user(uid))
+            || peer.gid.is_some_and(|gid| self.admits_group(gid))
     }
 
     /// Whether a directory of this user's may be trusted.
@@ -45,7 +47,7 @@ mod tests {
     #[test]
     fn access_is_for_our_own_user_unless_others_are_let_in() {
         let us = geteuid().as_raw();
-        let peer = |uid, gid| PeerCredentials { pid: None, uid, gid };
+        let peer = |uid, gid| PeerCredentials { pid: None, uid: Some(uid), gid: Some(gid) };
         let mut access = Access::default();
         assert!(access.admits(peer(us, 77)));
         assert!(!access.admits(peer(us + 1, 77)));
@@ -55,5 +57,10 @@ mod tests {
         access.allow_gid(77);
         assert!(access.admits(peer(us + 2, 77)) && access.admits_group(77));
         assert!(!access.admits_user(us + 2) && !access.admits_group(us + 1));
+        let unmapped = PeerCredentials { pid: None, uid: None, gid: None };
+        access.allow_uid(65_534);
+        access.allow_gid(65_534);
+        assert!(!access.admits(unmapped));
+        assert!(access.admits(PeerCredentials { gid: Some(77), ..unmapped }));
     }
 }

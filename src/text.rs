@@ -5,7 +5,7 @@ use std::fmt;
 use std::fs::File;
 use std::io::Read;
 
-use rustix::process::Pid;
+use rustix::process::{Pid, getpid};
 
 /// An error and all that is behind it, each once: `cannot receive any more: Broken pipe (os error 32)`.
 pub(crate) fn chain<'a>(error: &'a (dyn Error + 'static)) -> Chain<'a> {
@@ -65,6 +65,10 @@ impl Called {
 
 /// At most 15 bytes by the kernel's rule; whatever `/proc` may be, no more than these are read.
 fn name_of(pid: Pid) -> Option<String> {
+    // In a pid namespace that sees the `/proc` of another one, the number there is another process's.
+    if std::fs::read_link("/proc/self").ok()?.to_str()? != getpid().as_raw_nonzero().to_string() {
+        return None;
+    }
     let mut bytes = [0; 64];
     let len = File::open(format!("/proc/{}/comm", pid.as_raw_nonzero())).ok()?.read(&mut bytes).ok()?;
     let name = String::from_utf8_lossy(&bytes[..len]);

@@ -20,6 +20,7 @@ use crate::access::Access;
 use crate::proto::Misbehaved;
 use crate::proto::layout::LayoutError;
 use crate::proto::wire::{Frame, WireError};
+use crate::sys::ids::Shown;
 use crate::sys::memory::MemoryError;
 use crate::sys::process::Process;
 use crate::sys::socket::Connection;
@@ -65,7 +66,7 @@ pub(crate) enum Kind {
         "runs as user {theirs} with group {group}, and this process as user {ours}; let it in by `allow_uid` or `allow_gid` \
          if it is to take part"
     )]
-    Stranger { theirs: u32, group: u32, ours: u32 },
+    Stranger { theirs: Shown, group: Shown, ours: u32 },
     #[error("named bytes {offset}..{offset}+{len} of segment {segment}, which are not there")]
     OutOfBounds { segment: u64, offset: u64, len: u64 },
     #[error("used ticket {0} again while its last message was still held")]
@@ -92,7 +93,7 @@ pub(crate) fn identify(peer: &Connection, access: &Access) -> Result<Process, Li
     let theirs = peer.peer_credentials()?;
     if !access.admits(theirs) {
         let ours = rustix::process::geteuid().as_raw();
-        return Err(Kind::Stranger { theirs: theirs.uid, group: theirs.gid, ours }.into());
+        return Err(Kind::Stranger { theirs: Shown(theirs.uid), group: Shown(theirs.gid), ours }.into());
     }
-    Ok(Process::watch(theirs.pid)?)
+    Ok(Process::watch(peer)?)
 }

@@ -149,6 +149,9 @@ impl ShmPublisherBuilder {
     /// They have to be able to enter the runtime directory: see [`allow_gid`](Self::allow_gid). Without a group, that is
     /// root in another user's directory, or that user in a directory of root's making that is given to him: what is made in
     /// a directory that belongs to another user who is let in belongs to him. Both sides have to let the other one in.
+    ///
+    /// The number is that in this process's user namespace. A user without a number there cannot be let in, as all such users
+    /// look alike (as 65534).
     pub fn allow_uid(mut self, uid: u32) -> Self {
         self.access.allow_uid(uid);
         self

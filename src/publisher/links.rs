@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::fstat;
 use rustix::process::Pid;
 use tokio::sync::oneshot::{self, error::TryRecvError};
 
@@ -67,8 +68,8 @@ pub(crate) struct Acceptor {
 /// A connection that has not said anything yet.
 struct Silent {
     connection: Arc<Connection>,
-    /// Whose it is; `None` for all those outside our pid namespace.
-    process: Option<Pid>,
+    /// Whose it is: its number, if it has one in our pid namespace, and what else tells it from other processes.
+    process: (Option<Pid>, u64),
     /// It connected after this, in clock nanoseconds.
     after: u64,
     /// Tells the task that serves it what came of its greeting. It must be told: whoever reads the greeting takes it off
@@ -446,7 +447,7 @@ fn turn_one_away(shared: &Shared, silent: &mut Vec<Silent>) {
     let most = counts.values().copied().max();
     if let Some(at) = silent.iter().position(|one| counts.get(&one.process).copied() == most) {
         let one = silent.remove(at);
-        shared.log(Note::TurnedAway(one.process));
+        shared.log(Note::TurnedAway(one.process.0));
         one.connection.shutdown();
     }
 }
@@ -468,8 +469,10 @@ fn admit(
         Some(greeted) => Greeting::Done(greeted),
         None => {
             let (task, greeted) = oneshot::channel();
+            // Since Linux 6.9 each process has an inode of its own; before, those without a number here count as one.
+            let inode = process.as_ref().and_then(|fd| fstat(fd).ok()).map_or(0, |stat| stat.st_ino);
             turn_one_away(shared, silent);
-            silent.push(Silent { connection: Arc::clone(connection), process: pid, after, task });
+            silent.push(Silent { connection: Arc::clone(connection), process: (pid, inode), after, task });
             Greeting::Awaited(greeted)
         }
     };

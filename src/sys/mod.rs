@@ -10,6 +10,7 @@ pub(crate) mod clock;
 pub(crate) mod connections;
 pub(crate) mod epoll_set;
 pub(crate) mod fork;
+pub(crate) mod ids;
 pub(crate) mod inotify;
 pub(crate) mod limits;
 pub(crate) mod memory;

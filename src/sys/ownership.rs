@@ -2,6 +2,7 @@
 //!
 //! It does not judge whether that directory can be trusted.
 
+use crate::sys::ids::{is_ours, known_uid};
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Uid, chmod, chownat, fstat, openat};
 use rustix::io::Errno;
 use rustix::process::geteuid;
@@ -25,7 +26,7 @@ impl Ownership {
         let stat = fstat(dir)?;
         let us = geteuid();
         Ok(Self {
-            owner: (us.is_root() && stat.st_uid != us.as_raw()).then_some(stat.st_uid),
+            owner: (us.is_root() && stat.st_uid != us.as_raw()).then_some(stat.st_uid).and_then(known_uid),
             group: (stat.st_mode & 0o070 == 0o070).then_some(stat.st_gid),
         })
     }
@@ -43,7 +44,7 @@ impl Ownership {
         // As a path only, which needs no right to what is being repaired: a umask such as 0177 takes from the owner, too.
         let made = openat(dir, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
         let stat = fstat(&made)?;
-        if FileType::from_raw_mode(stat.st_mode) != kind || stat.st_uid != geteuid().as_raw() {
+        if FileType::from_raw_mode(stat.st_mode) != kind || !is_ours(stat.st_uid) {
             return Err(Errno::NOENT);
         }
         let owner = self.owner.filter(|owner| *owner != stat.st_uid);

@@ -6,10 +6,12 @@
 //! Knows nothing of what is said over a connection, and waits for nothing: that is for the layers above.
 
 mod connection;
+mod peer;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use connection::{Connection, PeerCredentials, Received};
+pub(crate) use connection::{Connection, Received};
+pub(crate) use peer::PeerCredentials;
 
 use super::fork::Origin;
 use super::ownership::Ownership;

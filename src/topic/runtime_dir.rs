@@ -4,6 +4,7 @@
 //! to us and be closed to everybody else, before anything in it is looked at.
 
 use crate::access::Access;
+use crate::sys::ids::{known_gid, known_uid};
 use crate::sys::ownership::Ownership;
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, Stat, fstat, mkdirat, open, statat};
 use rustix::io::Errno;
@@ -90,7 +91,11 @@ impl RuntimeDir {
     fn check(&self, stat: &Stat) -> Result<(), RuntimeDirError> {
         let mode = stat.st_mode & 0o7777;
         let for_group = mode & 0o070 != 0;
-        let group_admitted = self.access.admits_group(stat.st_gid);
+        if known_uid(stat.st_uid).is_none() {
+            let path = self.path.to_path_buf();
+            return Err(RuntimeDirError::Unmapped { path, shown: stat.st_uid, us: geteuid().as_raw() });
+        }
+        let group_admitted = known_gid(stat.st_gid).is_some_and(|gid| self.access.admits_group(gid));
         // Root could come in anyway, and is who prepares a directory for a group.
         let prepared = for_group && group_admitted && stat.st_uid == 0;
         if !self.access.admits_user(stat.st_uid) && !prepared {
@@ -187,6 +192,20 @@ pub enum RuntimeDirError {
         path: PathBuf,
         /// The user it belongs to.
         owner: u32,
+        /// The user of this process.
+        us: u32,
+    },
+    /// Its owner has no number in this process's user namespace, in which all such users look alike.
+    #[error(
+        "the runtime directory {path:?} shows as user {shown}'s, which in this user namespace is anyone without a number in it \
+         (this process runs as user {us}); give the user that owns it a number (`unshare --map-current-user`, podman's \
+         `--userns=keep-id`), run as another user than {shown}, or name a directory of this user's in TOKIO_SHM_DIR"
+    )]
+    Unmapped {
+        /// Its path.
+        path: PathBuf,
+        /// The number that the kernel shows in place of its owner's.
+        shown: u32,
         /// The user of this process.
         us: u32,
     },

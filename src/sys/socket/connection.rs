@@ -3,6 +3,7 @@
 //! Of what a peer sends, nothing is left open that the caller has not been given.
 #![allow(unsafe_code)]
 
+use super::peer::{self, PeerCredentials};
 use crate::sys::fork::{Origin, inherited};
 use crate::sys::{again, again_if_interrupted};
 use rustix::cmsg_space;
@@ -13,7 +14,6 @@ use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
-use rustix::process::Pid;
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
@@ -47,17 +47,6 @@ pub(crate) enum Received {
         /// It was longer than the buffer, or carried more descriptors than it may: the peer misbehaves.
         truncated: bool,
     },
-}
-
-/// Who is at the other end, as the kernel knows it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct PeerCredentials {
-    /// The process that connected, or that listened; `None` when it has no number in our pid namespace.
-    pub(crate) pid: Option<Pid>,
-    /// Its effective user then; the overflow id (65534) when unmapped in our user namespace.
-    pub(crate) uid: u32,
-    /// Its effective group then, likewise.
-    pub(crate) gid: u32,
 }
 
 impl Connection {
@@ -198,18 +187,15 @@ impl Connection {
     /// # Errors
     /// Not on a connected socket.
     pub(crate) fn peer_credentials(&self) -> io::Result<PeerCredentials> {
-        let credentials = rustix::net::sockopt::socket_peercred(&self.fd)?;
-        // The kernel says 0 for a process outside our pid namespace, which rustix's `Pid` has no value for: it is read
-        // as the plain number that it is in memory, before anything can take it for non-zero.
-        let pid = std::ptr::from_ref(&credentials.pid).cast::<i32>();
-        // SAFETY: `pid` points to a live `Pid`, which is a transparent wrapper of a `NonZeroI32`, and so has the size, alignment
-        // and (as the kernel filled it in) initialised bytes of an `i32`; both are rustix's documented layout.
-        let pid = unsafe { pid.read_volatile() };
-        Ok(PeerCredentials {
-            pid: Pid::from_raw(pid),
-            uid: credentials.uid.as_raw(),
-            gid: credentials.gid.as_raw(),
-        })
+        peer::credentials(self.fd.as_fd())
+    }
+
+    /// A descriptor of the peer's process, in whatever namespace that is.
+    ///
+    /// # Errors
+    /// See [`peer::pidfd`].
+    pub(crate) fn peer_pidfd(&self) -> io::Result<OwnedFd> {
+        peer::pidfd(self.fd.as_fd())
     }
 }
 

@@ -1,4 +1,4 @@
-use super::connection::{MAX_FDS, PeerCredentials};
+use super::connection::MAX_FDS;
 use super::*;
 use crate::sys::testing::run_alone;
 use rustix::fs::{OFlags, open, statat};
@@ -109,8 +109,8 @@ fn peer_credentials_name_this_process() {
     let (ours, theirs) = Place::new().pair();
     let me = PeerCredentials {
         pid: Some(rustix::process::getpid()),
-        uid: rustix::process::geteuid().as_raw(),
-        gid: rustix::process::getegid().as_raw(),
+        uid: Some(rustix::process::geteuid().as_raw()),
+        gid: Some(rustix::process::getegid().as_raw()),
     };
     assert_eq!(ours.peer_credentials().unwrap(), me);
     assert_eq!(theirs.peer_credentials().unwrap(), me);
