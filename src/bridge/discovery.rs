@@ -1,6 +1,6 @@
 //! Which local topics have publishers, and the news that this has changed: the runtime directory as a tree, watched.
 //!
-//! It connects to nobody: whether a publisher is alive is found out by who subscribes to it. It has an inotify instance of its own,
+//! It connects to nobody. What killed publishers have left is told apart, and removed. It has an inotify instance of its own,
 //! because it has to hear of directories that are made, of which subscribers must not.
 
 use std::collections::{HashMap, HashSet};
@@ -17,7 +17,7 @@ use rustix::io::Errno;
 use super::INJECTED;
 use crate::reactor::Watched;
 use crate::sys::INTERRUPTIONS_MAX;
-use crate::topic::{RuntimeDir, is_publisher_of, topic_of_components};
+use crate::topic::{RuntimeDir, is_publisher_alive, is_publisher_of, topic_of_components};
 
 /// How deep the tree is followed: a topic has at most so many parts.
 const MAX_DEPTH: usize = 200;
@@ -145,6 +145,7 @@ impl Discovery {
             if let Some(publisher) = is_publisher_of(name) {
                 if !INJECTED.is_on(publisher)
                     && let Some(topic) = topic_of_components(components)
+                    && is_publisher_alive(path, name).unwrap_or(true)
                 {
                     found.entry(topic).or_default().push(publisher);
                 }

@@ -239,7 +239,8 @@ pub fn subscriber(steps: &[Step]) {
     let (ours, theirs) = pair().expect("a connection");
     let (page_fd, page) = LinkPage::create(Geometry::new(DEPTH).expect("a depth")).expect("a page");
     let mut producer = Producer::new();
-    let mut link = LinkRx::begin(PUBLISHER, ours, DEPTH, None, 1, &Access::default()).expect("a beginning");
+    let mut link =
+        LinkRx::begin(PUBLISHER, ours, DEPTH, None, 1, &Access::default(), None).expect("a beginning");
     let mut held = Vec::new();
     for step in steps {
         match step {

@@ -86,9 +86,13 @@ impl Between {
         }
     }
 
-    /// Has the subscriber look into the topic's directory.
-    pub(super) fn notice(&mut self) {
-        let _ = self.subscriber.blocking_recv_timeout(Duration::ZERO);
+    /// Has the subscriber look into the topic's directory until it has found this publisher. (Who looks while another thread reads
+    /// events may find none for an instant.)
+    pub(super) fn notice(&mut self, host: &Host) {
+        let deadline = std::time::Instant::now() + LIMIT;
+        while !crate::sys::testing::is_readable(&host.listener) && std::time::Instant::now() < deadline {
+            let _ = self.subscriber.blocking_recv_timeout(Duration::ZERO);
+        }
     }
 
     pub(super) fn receive(&mut self) -> Result<ShmSample, RecvError> {

@@ -57,7 +57,7 @@ fn hostile_publishers_that_count_to_the_end_are_believed_and_harm_nothing() {
     gifts.scribble(OFFERED, u64::MAX);
     assert!(matches!(this.receive(), Err(RecvError::Lagged { missed: u64::MAX, .. })));
     let (other, gifts) = (Host::new(&this.place), Gifts::new(DEPTH));
-    this.notice();
+    this.notice(&other);
     let (wire, _) = other.accept();
     assert!(wire.say(other.welcome(DEPTH), &gifts.fds()));
     gifts.scribble(OFFERED, u64::MAX);
@@ -144,7 +144,7 @@ fn hostile_publishers_that_scribble_harm_only_their_links() {
     let mut this = Between::new();
     for seed in 1..=200_u64 {
         let (host, mut gifts) = (Host::new(&this.place), Gifts::new(DEPTH));
-        this.notice();
+        this.notice(&host);
         let (wire, _) = host.accept();
         assert!(wire.say(host.welcome(DEPTH), &gifts.fds()));
         assert!(wire.say(announce(1, LEN, BackingWire::Memfd), &[segment_fd().as_fd()]));
@@ -235,7 +235,7 @@ fn hostile_publisher_that_goes_on_does_not_keep_a_subscriber_from_leaving() {
 fn hostile_frames_by_the_hundred_are_not_all_read_in_one_go() {
     let (ours, theirs) = crate::sys::socket::pair().unwrap();
     let (wire, gifts, fd) = (Wire(theirs), Gifts::new(DEPTH), segment_fd());
-    let mut link = LinkRx::begin(1, ours, DEPTH, None, 1, &crate::access::Access::default()).unwrap();
+    let mut link = LinkRx::begin(1, ours, DEPTH, None, 1, &crate::access::Access::default(), None).unwrap();
     let on_full = OnFullWire::Wait;
     let welcome = Welcome { publisher: 1, expect_seq: 0, next_seq: 0, depth: DEPTH, on_full };
     assert!(wire.say(Frame::Welcome(welcome), &gifts.fds()));
@@ -255,7 +255,7 @@ fn hostile_frames_by_the_hundred_are_not_all_read_in_one_go() {
 fn short_of_descriptors(messages: u64) -> (LinkRx, Wire, Gifts) {
     let (ours, theirs) = crate::sys::socket::pair().unwrap();
     let (wire, mut gifts, fd) = (Wire(theirs), Gifts::new(DEPTH), segment_fd());
-    let mut link = LinkRx::begin(1, ours, DEPTH, None, 1, &crate::access::Access::default()).unwrap();
+    let mut link = LinkRx::begin(1, ours, DEPTH, None, 1, &crate::access::Access::default(), None).unwrap();
     let on_full = OnFullWire::Wait;
     let welcome = Welcome { publisher: 1, expect_seq: 0, next_seq: 0, depth: DEPTH, on_full };
     assert!(wire.say(Frame::Welcome(welcome), &gifts.fds()));

@@ -116,6 +116,7 @@ const SUBSCRIBERS: &[Case] = &[
 
 const PUBLISHERS: &[Case] = &[
     within("idle", "idles", 2_000),
+    at("mid-handshake", "closes", "bind: directory made", 1),
     at("mid-handshake", "closes", "bind: bound", 2),
     at("mid-handshake", "closes", "bind: listening", 2),
     at("mid-handshake", "closes", "bind: renamed", 2),

@@ -145,7 +145,7 @@ enum Unread {
 }
 
 impl LinkRx {
-    /// Introduces the subscriber on a fresh connection.
+    /// Introduces the subscriber on a fresh connection. From `wanted_at` on, or from now on, every message must arrive or be counted.
     pub(crate) fn begin(
         publisher: u128,
         connection: Connection,
@@ -153,6 +153,7 @@ impl LinkRx {
         on_full: Option<OnFull>,
         subscriber: u128,
         access: &Access,
+        wanted_at: Option<u64>,
     ) -> Result<Self, LinkError> {
         let mut link = Self {
             publisher,
@@ -178,9 +179,10 @@ impl LinkRx {
             Err(error) => return Err(error),
         }
         kill_point!("connect: connected");
-        // Taken when the connection stands: from here on every message must arrive or be counted.
+        // Now that the connection stands.
+        let connected_at_ns = wanted_at.unwrap_or_else(monotonic_ns);
         let on_full = on_full.map(Into::into);
-        let hello = Frame::Hello(Hello { depth, on_full, connected_at_ns: monotonic_ns(), subscriber });
+        let hello = Frame::Hello(Hello { depth, on_full, connected_at_ns, subscriber });
         link.connection.send(hello.encode(&mut [0; wire::FRAME_MAX]), &[])?;
         kill_point!("connect: hello sent");
         Ok(link)

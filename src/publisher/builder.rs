@@ -7,8 +7,9 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 
 use super::links::Acceptor;
+use super::published::Published;
 use super::shared::{Config, Shared};
-use super::task::{Published, TxTask};
+use super::task::TxTask;
 use super::{BindError, ShmPublisher};
 use crate::OnFull;
 use crate::access::Access;

@@ -48,7 +48,8 @@ const ACCEPT_RETRY_NS: u64 = 50_000_000;
 
 /// Takes connections from the listening socket.
 pub(crate) struct Acceptor {
-    listener: Arc<Listener>,
+    /// The publisher's socket, last; before it those that were removed under it, for who is in line with them.
+    listeners: Mutex<Vec<Arc<Listener>>>,
     next_id: AtomicU64,
     /// Held by each link.
     seats: Seat,
@@ -97,7 +98,7 @@ enum Greeting {
 impl Acceptor {
     pub(crate) fn new(listener: Arc<Listener>) -> Self {
         Self {
-            listener,
+            listeners: Mutex::new(vec![listener]),
             next_id: AtomicU64::new(0),
             seats: Seat::default(),
             silent: Mutex::default(),
@@ -148,7 +149,7 @@ impl Acceptor {
         let after = self.nobody_at.load(Ordering::Relaxed);
         for _ in 0..ACCEPT_MAX {
             let now = monotonic_ns();
-            let accepted = self.listener.accept();
+            let accepted = self.accept_one();
             let retry_at = if accepted.is_err() { now + ACCEPT_RETRY_NS } else { 0 };
             let failing = self.retry_at.swap(retry_at, Ordering::AcqRel) != 0;
             let connection = match accepted {
@@ -192,6 +193,29 @@ impl Acceptor {
         shared.notify();
     }
 
+    fn accept_one(&self) -> io::Result<Option<Connection>> {
+        let mut listeners = self.listeners.lock();
+        loop {
+            let accepted = listeners[0].accept();
+            // The last stays, and none of those before it gets any more in line.
+            if !matches!(accepted, Ok(None)) || listeners.len() == 1 {
+                return accepted;
+            }
+            listeners.remove(0);
+        }
+    }
+
+    /// Accepts from this one as well, and from the present one only who is in line already: others look for another name.
+    pub(crate) fn listen_on(&self, listener: Arc<Listener>) {
+        self.shut_down();
+        self.listeners.lock().push(listener);
+    }
+
+    /// Lets nobody in line any more.
+    fn shut_down(&self) {
+        self.listeners.lock().iter().for_each(|listener| listener.shutdown());
+    }
+
     /// Reads the greeting of one that was silent, if it is there.
     fn greet(&self, shared: &Shared, connection: &Arc<Connection>) {
         let mut silent = self.silent.lock();
@@ -208,9 +232,9 @@ impl Acceptor {
     pub(crate) fn accept_last(&self, shared: &Shared) {
         let mut silent = self.silent.lock();
         // Bounded by the length of the line from now on.
-        self.listener.shutdown();
+        self.shut_down();
         let after = self.nobody_at.load(Ordering::Relaxed);
-        while let Ok(Some(connection)) = self.listener.accept() {
+        while let Ok(Some(connection)) = self.accept_one() {
             let connection = Arc::new(connection);
             if let Err(error) = admit(shared, &connection, after, &mut silent) {
                 let process = connection.peer_credentials().ok().and_then(|peer| peer.pid);
@@ -230,8 +254,8 @@ impl Acceptor {
     /// Accepts nobody any more; who is still in line is turned away, and sees the end.
     pub(crate) fn close(&self) {
         self.silent.lock().clear();
-        self.listener.shutdown();
-        while let Ok(Some(connection)) = self.listener.accept() {
+        self.shut_down();
+        while let Ok(Some(connection)) = self.accept_one() {
             drop(connection);
         }
     }
@@ -587,9 +611,10 @@ mod tests {
             let publisher = builder.runtime(runtime.handle().clone()).bind().unwrap();
             let runtime_dir = RuntimeDir::resolve(Some(dir.path()), Access::default()).unwrap();
             let watch = TopicWatch::new(&runtime_dir, &TopicName::new("t").unwrap()).unwrap();
-            let connection = watch.dir().connect(publisher.id()).unwrap();
+            let connection = watch.connect(publisher.id()).unwrap();
             publisher.shared.accept_now();
-            let mut link = LinkRx::begin(publisher.id(), connection, 1, None, 1, &Access::default()).unwrap();
+            let mut link =
+                LinkRx::begin(publisher.id(), connection, 1, None, 1, &Access::default(), None).unwrap();
             publisher.shared.accept_now();
             link.read_socket();
             assert!(link.is_established());
@@ -610,7 +635,7 @@ mod tests {
         publisher.shared.accept_now();
         let runtime_dir = RuntimeDir::resolve(Some(dir.path()), Access::default()).unwrap();
         let watch = TopicWatch::new(&runtime_dir, &TopicName::new("t").unwrap()).unwrap();
-        let connection = watch.dir().connect(publisher.id()).unwrap();
+        let connection = watch.connect(publisher.id()).unwrap();
         publisher.try_send([2]).unwrap();
         publisher.shared.accept_now();
         publisher.try_send([3]).unwrap();

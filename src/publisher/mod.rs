@@ -10,6 +10,7 @@ mod journal;
 pub(crate) mod links;
 mod pace;
 mod patience;
+mod published;
 pub(crate) mod shared;
 mod sink;
 mod staged;
@@ -92,7 +93,7 @@ const SENDS: u32 = 8;
 impl ShmPublisher {
     /// Opens a topic with default settings, in the current runtime.
     ///
-    /// A topic is any UTF-8 of 1 to 200 bytes without NUL; `/` makes a hierarchy of directories.
+    /// A topic is any UTF-8 of 1 to 200 bytes without NUL and `*` (kept for patterns); `/` makes a hierarchy of directories.
     ///
     /// # Errors
     ///

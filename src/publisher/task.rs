@@ -1,25 +1,20 @@
 //! The tx task: it accepts subscribers, starts their tasks, and delivers what senders leave to it.
 
 use std::future::pending;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use rustix::time::{
-    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
-};
 use tokio::task::JoinSet;
 
 use super::links;
+use super::published::Published;
 use super::shared::{Config, Shared};
 use crate::event::Waiter;
 use crate::pool::PooledSegment;
 use crate::reactor::Watched;
-use crate::sys::clock::monotonic_ns;
-use crate::sys::fork::Origin;
 use crate::sys::socket::Listener;
+use crate::sys::timer::Timer;
 use crate::text::{Hex, chain};
-use crate::topic::{DiscoveryError, TopicDir};
 
 /// What the task owns. Dropped with it, finished or not: then nobody can find the publisher any more, and nobody waits
 /// for it in vain.
@@ -45,14 +40,15 @@ impl TxTask {
         shared: Arc<Shared>,
         waiter: Waiter,
         listener: Arc<Listener>,
-        place: Published,
+        mut place: Published,
     ) -> std::io::Result<Self> {
+        place.watch();
         let timer = Watched::register(Timer::new()?)?;
         let refused = AtomicBool::new(false);
         Ok(Self { listener: Watched::register(listener)?, shared, waiter, place, timer, refused })
     }
 
-    pub(crate) async fn run(self) {
+    pub(crate) async fn run(mut self) {
         let shared = Arc::clone(&self.shared);
         let mut links = JoinSet::new();
         loop {
@@ -74,6 +70,11 @@ impl TxTask {
                 }
             }
             shared.try_again();
+            if !shared.is_closed()
+                && let Some(listener) = self.place.restore()
+            {
+                self.listen_on(listener);
+            }
             if shared.acceptor.has_more() {
                 // Whoever is connected goes before those who connect as fast as they are accepted.
                 tokio::task::yield_now().await;
@@ -93,9 +94,27 @@ impl TxTask {
                 },
                 Some(_) = links.join_next() => shared.acceptor.descriptors_came_free(),
                 Some(segment) = self.feed() => shared.feed(segment),
+                () = self.place.changed() => self.place.take_news(),
                 () = self.time_out() => {}
             }
             shared.pump();
+        }
+    }
+
+    /// Accepts subscribers from this listener, too, and from then on only from it.
+    fn listen_on(&mut self, listener: Listener) {
+        let listener = Arc::new(listener);
+        match Watched::register(Arc::clone(&listener)) {
+            Ok(watched) => {
+                self.shared.acceptor.listen_on(listener);
+                self.listener = watched;
+                // Who is in line with the one before.
+                self.shared.acceptor.accept_new(&self.shared);
+            }
+            Err(error) => {
+                tracing::warn!(error = %chain(&error), "the publisher's new socket cannot be waited on");
+                self.place.unusable();
+            }
         }
     }
 
@@ -114,7 +133,7 @@ impl TxTask {
                     tracing::warn!(topic, error = %chain(&error), "a message that a sink accepted waits for memory");
                 }
                 // It is tried again then, or with whatever happens before.
-                self.timer.get().set(MEMORY_RETRY_NS);
+                self.wake_in(MEMORY_RETRY_NS);
                 pending().await
             }
             None => None,
@@ -122,17 +141,17 @@ impl TxTask {
     }
 
     fn set_timer(&self) {
-        let due = [
-            self.shared.evict(),
-            self.shared.warn_of_stalls(),
-            self.shared.retry_in(),
-            self.shared.end_rush(),
-        ]
-        .into_iter()
-        .flatten()
-        .min();
-        if let Some(due) = due {
-            self.timer.get().set(due.max(1));
+        let shared = &self.shared;
+        let socket = self.place.due_in().filter(|_| !shared.is_closed());
+        let due = [shared.evict(), shared.warn_of_stalls(), shared.retry_in(), shared.end_rush(), socket];
+        if let Some(due) = due.into_iter().flatten().min() {
+            self.wake_in(due.max(1));
+        }
+    }
+
+    fn wake_in(&self, nanoseconds: u64) {
+        if let Err(error) = self.timer.get().set(nanoseconds) {
+            tracing::error!(error = %chain(&error), "cannot set the publisher's timer");
         }
     }
 
@@ -144,37 +163,6 @@ impl TxTask {
     }
 }
 
-/// The socket's name in the topic's directory; gone with this, so that a `bind` that fails afterwards leaves none.
-pub(crate) struct Published {
-    /// A child leaves the name to its parent.
-    origin: Origin,
-    directory: TopicDir,
-    id: u128,
-}
-
-impl Published {
-    pub(crate) fn new(mut directory: TopicDir, id: u128) -> Result<(Listener, Self), DiscoveryError> {
-        let listener = directory.publish(id)?;
-        Ok((listener, Self { origin: Origin::here(), directory, id }))
-    }
-
-    fn withdraw(&self) {
-        if !self.origin.is_here() {
-            return;
-        }
-        kill_point!("withdraw: begun");
-        if let Err(error) = self.directory.withdraw(self.id) {
-            tracing::debug!(error = %chain(&error), "the publisher's socket stays behind until the next bind or connect");
-        }
-    }
-}
-
-impl Drop for Published {
-    fn drop(&mut self) {
-        self.withdraw();
-    }
-}
-
 impl Drop for TxTask {
     fn drop(&mut self) {
         self.place.withdraw();
@@ -183,45 +171,5 @@ impl Drop for TxTask {
         let Config { topic, id, .. } = &self.shared.config;
         self.shared.journal.tell(&self.shared.config);
         tracing::debug!(topic = topic.as_str(), publisher = %Hex(*id), "the publisher has ended");
-    }
-}
-
-/// A timer of our own: the runtime's may not be enabled.
-struct Timer {
-    fd: OwnedFd,
-    /// When it runs out, or did, in clock nanoseconds. Only the task sets it.
-    due: AtomicU64,
-}
-
-impl Timer {
-    fn new() -> std::io::Result<Self> {
-        let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
-        Ok(Self { fd: timerfd_create(TimerfdClockId::Monotonic, flags)?, due: AtomicU64::new(0) })
-    }
-
-    /// Has it run out in so many nanoseconds, or sooner: whoever is woken too soon sets it again.
-    fn set(&self, nanoseconds: u64) {
-        let now = monotonic_ns();
-        let due = now.saturating_add(nanoseconds);
-        let set = self.due.load(Ordering::Relaxed);
-        if now < set && set <= due {
-            return;
-        }
-        self.due.store(due, Ordering::Relaxed);
-        let zero = Timespec { tv_sec: 0, tv_nsec: 0 };
-        let value = Timespec {
-            tv_sec: i64::try_from(nanoseconds / 1_000_000_000).unwrap_or(i64::MAX),
-            tv_nsec: (nanoseconds % 1_000_000_000) as _,
-        };
-        let timer = Itimerspec { it_interval: zero, it_value: value };
-        if let Err(error) = timerfd_settime(&self.fd, TimerfdTimerFlags::empty(), &timer) {
-            tracing::error!(error = %chain(&error), "cannot set the timer for stuck subscribers");
-        }
-    }
-}
-
-impl AsFd for Timer {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.fd.as_fd()
     }
 }

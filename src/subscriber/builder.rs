@@ -8,7 +8,7 @@ use super::waiting::Waits;
 use super::{BusyPoll, ConnectError, ShmSubscriber};
 use crate::OnFull;
 use crate::access::Access;
-use crate::text::{Hex, chain};
+use crate::text::Hex;
 use crate::topic::{DiscoveryError, RuntimeDir, TopicDir, TopicName, TopicWatch};
 
 const MAX_DEPTH: u32 = 65_536;
@@ -105,6 +105,9 @@ impl ShmSubscriberBuilder {
 
     /// Connects to the topic's publishers, and from then on to those that come.
     ///
+    /// It makes nothing in the runtime directory, which may be read-only; what killed publishers of the topic left there is
+    /// removed, where it can be.
+    ///
     /// Needs no runtime. Every message sent after this has returned is received or counted, whether or not its
     /// publisher has noticed this subscriber yet.
     ///
@@ -121,20 +124,11 @@ impl ShmSubscriberBuilder {
         let runtime_dir = RuntimeDir::resolve(self.runtime_dir.as_deref(), self.access.clone())
             .map_err(DiscoveryError::from)?;
         let id = crate::sys::random::random_id().map_err(failed)?;
-        match self.core(&runtime_dir, &topic, id) {
-            Ok(core) => {
-                let (topic_name, subscriber) = (topic.as_str(), Hex(id));
-                let dir = runtime_dir.path().display();
-                tracing::debug!(topic = topic_name, %subscriber, %dir, publishers = core.peers.len(), "connected");
-                Ok(ShmSubscriber { topic, core, watched: None })
-            }
-            Err(error) => {
-                if let Err(error) = TopicDir::remove_empty(&runtime_dir, &topic) {
-                    tracing::debug!(dir = %runtime_dir.path().display(), error = %chain(&error), "the topic's directory stays behind");
-                }
-                Err(error.into())
-            }
-        }
+        let core = self.core(&runtime_dir, &topic, id)?;
+        let (topic_name, subscriber) = (topic.as_str(), Hex(id));
+        let dir = runtime_dir.path().display();
+        tracing::debug!(topic = topic_name, %subscriber, %dir, publishers = core.peers.len(), "connected");
+        Ok(ShmSubscriber { topic, core, watched: None })
     }
 
     fn core(
@@ -143,12 +137,13 @@ impl ShmSubscriberBuilder {
         topic: &TopicName,
         id: u128,
     ) -> Result<Core<Waits>, DiscoveryError> {
+        TopicDir::sweep(runtime_dir, topic)?;
         let watch = TopicWatch::new(runtime_dir, topic)?;
-        watch.dir().remove_stale()?;
         kill_point!("connect: watching");
         let busy = Busy::new(self.busy_poll);
         let (end, events) = (self.end_with_last_publisher, self.publisher_events);
         let mut core = Core::new(watch, id, self.depth, self.on_full, busy, end, events);
+        core.watch.explain();
         core.scan()?;
         Ok(core)
     }

@@ -1,6 +1,6 @@
 //! What a subscriber does whichever way it waits: connecting to publishers, taking turns among them, ending links.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use super::busy::Busy;
@@ -10,6 +10,7 @@ use crate::buffer::ShmSample;
 use crate::link::{Ended, LinkError, LinkRx, Next};
 use crate::proto::wire::RefusedReason;
 use crate::publisher::shared::Shared;
+use crate::sys::clock::monotonic_ns;
 use crate::sys::epoll_set::EpollSet;
 use crate::sys::fork::Origin;
 use crate::sys::socket::{ConnectFailed, Connection};
@@ -59,7 +60,25 @@ pub(super) struct Core<W> {
     pub(super) behind: bool,
     /// Publishers that would not have us, or that we would not have any more: not tried again.
     shunned: HashSet<u128>,
+    /// Publishers that have as many connections in line as the system allows. Tried again until there is room.
+    crowded: HashMap<u128, Crowded>,
+    /// Publishers that went while we waited for that.
+    missed: Vec<u128>,
+    /// Why no further publisher is found. The end, once nothing more comes from those that were.
+    blind: Option<DiscoveryError>,
 }
+
+/// A wait for room in a publisher's line.
+#[derive(Debug, Clone, Copy)]
+struct Crowded {
+    /// When it began, in clock nanoseconds: what was sent since is received or counted.
+    since: u64,
+    tries: u32,
+}
+
+/// When to try again, at first and at the latest.
+const CROWDED_NS: u64 = 2_000_000;
+const CROWDED_MAX_NS: u64 = 100_000_000;
 
 impl<W: Default> Core<W> {
     pub(super) fn new(
@@ -92,6 +111,9 @@ impl<W: Default> Core<W> {
             had_publisher: false,
             behind: false,
             shunned: HashSet::new(),
+            crowded: HashMap::new(),
+            missed: Vec::new(),
+            blind: None,
         }
     }
 
@@ -107,8 +129,10 @@ impl<W: Default> Core<W> {
     }
 
     fn try_scan(&mut self) -> Result<(), DiscoveryError> {
-        let present = self.watch.dir().scan()?;
+        let present = self.watch.scan()?;
         self.shunned.retain(|id| present.contains(id));
+        let gone: Vec<_> = self.crowded.keys().copied().filter(|id| !present.contains(id)).collect();
+        gone.into_iter().for_each(|id| self.miss(id));
         for id in present {
             if self.shunned.contains(&id) || self.peers.iter().any(|peer| peer.link.publisher == id) {
                 continue;
@@ -117,15 +141,19 @@ impl<W: Default> Core<W> {
             if let Some(local) = &local {
                 local.note_time();
             }
-            let begun = match self.watch.dir().connect(id) {
-                Ok(connection) => self.begin(id, connection, local),
-                // Killed, or closing: somebody's next bind or connect removes what it left.
-                Err(ConnectFailed::Dead | ConnectFailed::Gone) => continue,
+            let begun = match self.connect(id, local.as_deref()) {
+                Ok(connection) => {
+                    let since = self.crowded.get(&id).map(|crowded| crowded.since);
+                    self.begin(id, connection, local, since)
+                }
+                // Killed, or closing, or about to be found under its name once more.
+                Err(ConnectFailed::Dead | ConnectFailed::Gone) => {
+                    self.miss(id);
+                    self.watch.leave()?;
+                    continue;
+                }
                 Err(ConnectFailed::Busy) => {
-                    tracing::warn!(
-                        publisher = %Hex(id),
-                        "a publisher has thousands of connections waiting; it is tried again when another comes"
-                    );
+                    self.wait_for_room(id)?;
                     continue;
                 }
                 Err(ConnectFailed::Os(error)) => Err(error.into()),
@@ -133,10 +161,11 @@ impl<W: Default> Core<W> {
             match begun {
                 Ok(link) => {
                     self.had_publisher = true;
+                    self.crowded.remove(&id);
                     self.peers.push(Peer { link, waits: W::default() });
                 }
                 // Its socket looks alive as long as a child of it has it open.
-                Err(LinkError::Ended) => self.watch.dir().remove(id)?,
+                Err(LinkError::Ended) => self.watch.remove(id)?,
                 Err(LinkError::Io(error)) => match DiscoveryError::io("connecting to a publisher")(error) {
                     error if error.is_shortage() => return Err(error),
                     error => {
@@ -151,15 +180,52 @@ impl<W: Default> Core<W> {
         Ok(())
     }
 
-    /// `local`: the publisher, where it is one of this process.
+    fn connect(&self, id: u128, local: Option<&Shared>) -> Result<Connection, ConnectFailed> {
+        match self.watch.connect(id) {
+            Err(ConnectFailed::Busy) => {}
+            other => return other,
+        }
+        // In our own process nobody else needs to run for the line to move.
+        let Some(local) = local else { return Err(ConnectFailed::Busy) };
+        local.accept_now();
+        self.watch.connect(id)
+    }
+
+    /// Publisher `id` cannot take another connection at present: has it tried again.
+    fn wait_for_room(&mut self, id: u128) -> Result<(), DiscoveryError> {
+        let crowded = self.crowded.entry(id).or_insert_with(|| {
+            tracing::warn!(
+                topic = self.watch.topic(),
+                publisher = %Hex(id),
+                "a publisher has as many connections waiting as it may; this one is tried again until there is room \
+                 (net.core.somaxconn)"
+            );
+            Crowded { since: monotonic_ns(), tries: 0 }
+        });
+        let pause = CROWDED_NS.saturating_mul(1 << crowded.tries.min(10)).min(CROWDED_MAX_NS);
+        crowded.tries = crowded.tries.saturating_add(1);
+        self.watch.look_again_in(pause)
+    }
+
+    /// A publisher that is gone before it took us, if we had to wait for it: it may have sent something meanwhile.
+    fn miss(&mut self, id: u128) {
+        if self.crowded.remove(&id).is_some() {
+            self.had_publisher = true;
+            self.missed.push(id);
+        }
+    }
+
+    /// `local`: the publisher, where it is one of this process. `wanted_at`: see [`LinkRx::begin`].
     fn begin(
         &self,
         publisher: u128,
         connection: Connection,
         local: Option<Arc<Shared>>,
+        wanted_at: Option<u64>,
     ) -> Result<LinkRx, LinkError> {
-        let access = self.watch.dir().access();
-        let mut link = LinkRx::begin(publisher, connection, self.depth, self.on_full, self.id, access)?;
+        let access = self.watch.access();
+        let mut link =
+            LinkRx::begin(publisher, connection, self.depth, self.on_full, self.id, access, wanted_at)?;
         if let Some(local) = local {
             // In our own process nobody else needs to run for it to accept us.
             local.accept_now();
@@ -233,7 +299,26 @@ impl<W: Default> Core<W> {
                 }
             }
         }
-        None
+        if self.missed.is_empty() && self.blind.is_none() { None } else { self.apart() }
+    }
+
+    /// What is to be told apart from the links.
+    #[cold]
+    fn apart(&mut self) -> Option<Item> {
+        if let Some(publisher) = self.missed.pop() {
+            self.stats.publishers_lost += 1;
+            return Some(Err(RecvError::PublisherLost { publisher }));
+        }
+        if !self.peers.is_empty() || self.is_over() {
+            return None;
+        }
+        // The last look: what was in the way may have gone by now.
+        let error = self.blind.take()?;
+        match self.watch.changes().and_then(|_| self.scan()) {
+            Ok(()) if self.peers.is_empty() => None,
+            Ok(()) => self.next(),
+            Err(_) => Some(Err(error.into())),
+        }
     }
 
     /// Whether there may be something, by a look at memory alone.
@@ -244,7 +329,12 @@ impl<W: Default> Core<W> {
 
     /// Whether nothing will ever come any more.
     pub(super) fn is_over(&self) -> bool {
-        self.over || self.end_with_last && self.had_publisher && self.peers.is_empty()
+        self.over
+            || self.end_with_last
+                && self.had_publisher
+                && self.peers.is_empty()
+                && self.crowded.is_empty()
+                && self.missed.is_empty()
     }
 
     pub(super) fn established(&self) -> usize {
@@ -252,11 +342,21 @@ impl<W: Default> Core<W> {
     }
 
     /// Reads the directory's changes, and connects to who has come.
+    ///
+    /// # Errors
+    /// A shortage, after which it is tried again. Whatever else is in the way is told when nothing more comes from the links.
     pub(super) fn read_watch(&mut self) -> Result<(), DiscoveryError> {
         // Until it is known better: the news is taken by the first call, and a failure of the second must not lose it.
         let behind = std::mem::replace(&mut self.behind, true);
-        if self.watch.changes()? || behind {
-            self.scan()?;
+        match self.watch.changes().and_then(|news| if news || behind { self.scan() } else { Ok(()) }) {
+            Ok(()) => self.blind = None,
+            Err(error) if error.is_shortage() => return Err(error),
+            Err(error) => {
+                if self.blind.is_none() {
+                    tracing::warn!(error = %chain(&error), topic = self.watch.topic(), "no further publisher is found");
+                }
+                self.blind = Some(error);
+            }
         }
         self.behind = false;
         Ok(())
@@ -325,7 +425,7 @@ impl<W: Default> Core<W> {
     /// Leaves every link; samples that are still held keep theirs open.
     pub(super) fn leave(&mut self) {
         self.leave_links();
-        if let Err(error) = self.watch.dir().leave() {
+        if let Err(error) = self.watch.leave() {
             tracing::debug!(error = %chain(&error), "the topic's directory stays behind");
         }
     }
@@ -339,6 +439,11 @@ impl<W: Default> Core<W> {
         drop(waits);
         link.leave();
         self.stats.publishers = self.peers.len();
+        if matches!(ended, Ended::Lost)
+            && let Err(error) = self.watch.remove_dead(publisher)
+        {
+            tracing::debug!(error = %chain(&error), "the socket of a dead publisher stays behind");
+        }
         match ended {
             // One that went before it knew of us had nothing for us.
             Ended::Lost if !was_established => None,

@@ -8,6 +8,8 @@
 //! the look, and the kernel, asked again, would say that there is nothing. Each watch therefore waits on an epoll instance of its
 //! own that hears both the instance and a bell, and who has read on behalf of others rings that bell.
 //!
+//! Directories are watched for what comes and goes in them, and files for being removed.
+//!
 //! What changed is not said, only that something did: the directory has to be read anyway, as events may be lost.
 
 mod error;
@@ -24,6 +26,7 @@ use parking_lot::Mutex;
 use rustix::fs::inotify::{self, CreateFlags, ReadFlags, WatchFlags};
 use rustix::io::Errno;
 use std::collections::HashMap;
+use std::ffi::CStr;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -31,13 +34,28 @@ use std::sync::Arc;
 /// What has happened in the directories of a watch since it was asked last.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Changes {
-    /// Something was moved into one of the directories, or removed from it; or events were lost.
+    /// Something has changed in one of the targets; or events were lost.
     pub(crate) changed: bool,
-    /// One of the directories was moved or removed, and may not be watched any more: find out, and watch anew.
+    /// One of the targets was moved or removed, and may not be watched any more: find out, and watch anew.
     pub(crate) gone: bool,
 }
 
-/// A watch on a few directories, which can be exchanged for others.
+/// What a watch is to hear of.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Target<'a> {
+    /// What is moved into a directory or removed from it.
+    Directory(BorrowedFd<'a>),
+    /// The same, and the directories that are made in it.
+    Awaited(BorrowedFd<'a>),
+    /// As [`Directory`](Self::Directory), of the directory that this one is in.
+    Parent(BorrowedFd<'a>),
+    /// Whether a directory is moved.
+    Place(BorrowedFd<'a>),
+    /// Whether this file in a directory is removed or moved.
+    File(BorrowedFd<'a>, &'a str),
+}
+
+/// A watch on a few directories or files, which can be exchanged for others.
 #[derive(Debug)]
 pub(crate) struct DirectoryWatch {
     shared: Arc<Shared>,
@@ -64,12 +82,17 @@ impl DirectoryWatch {
         Ok(Self { shared, user, heard })
     }
 
-    /// Watches `dirs`, and no longer what it watched before. From the return on, no change of theirs is missed.
+    /// Watches `targets`, and no longer what it watched before. From the return on, no change of theirs is missed.
     ///
     /// # Errors
     /// On failure it goes on watching what it watched before.
-    pub(crate) fn watch(&self, dirs: &[BorrowedFd<'_>]) -> Result<(), WatchError> {
-        self.shared.watch(self.user, dirs)
+    pub(crate) fn watch(&self, targets: &[Target<'_>]) -> Result<(), WatchError> {
+        self.shared.watch(self.user, targets)
+    }
+
+    /// Is readable, too, each time that this descriptor becomes readable.
+    pub(crate) fn hear(&self, fd: BorrowedFd<'_>) -> Result<(), WatchError> {
+        self.heard.add_readable(fd).map_err(WatchError::descriptor)
     }
 
     /// Reads all events there are, and says what they mean for this watch.
@@ -116,14 +139,38 @@ struct Shared {
     watches: Mutex<Watches>,
 }
 
-/// The same mask for all: a directory that is watched twice has one watch in the kernel. `MASK_ADD` leaves that one's mask as it is: without
-/// it the kernel empties the mask before it fills it again, and what happens in between is told to nobody.
-const EVENTS: WatchFlags = WatchFlags::MOVED_TO
-    .union(WatchFlags::DELETE)
-    .union(WatchFlags::DELETE_SELF)
-    .union(WatchFlags::MOVE_SELF)
-    .union(WatchFlags::ONLYDIR)
-    .union(WatchFlags::MASK_ADD);
+impl Target<'_> {
+    fn path(&self) -> String {
+        match self {
+            Self::Directory(dir) | Self::Awaited(dir) | Self::Place(dir) => {
+                format!("/proc/self/fd/{}", dir.as_raw_fd())
+            }
+            Self::Parent(dir) => format!("/proc/self/fd/{}/..", dir.as_raw_fd()),
+            Self::File(dir, name) => format!("/proc/self/fd/{}/{name}", dir.as_raw_fd()),
+        }
+    }
+
+    /// A directory that is watched twice has one watch in the kernel, which hears of what either wants. `MASK_ADD` only ever widens
+    /// that one's mask: without it the kernel empties the mask before it fills it again, and what happens in between is told to nobody.
+    fn events(&self) -> WatchFlags {
+        let directory = WatchFlags::MOVED_TO | WatchFlags::DELETE | WatchFlags::ONLYDIR;
+        let own = match self {
+            Self::Directory(_) | Self::Parent(_) => directory,
+            Self::Awaited(_) => directory | WatchFlags::CREATE,
+            Self::Place(_) => WatchFlags::ONLYDIR,
+            // A file that is open is not deleted yet when its name is removed, but has one link less.
+            Self::File(..) => WatchFlags::ATTRIB | WatchFlags::DONT_FOLLOW,
+        };
+        own | WatchFlags::DELETE_SELF | WatchFlags::MOVE_SELF | WatchFlags::MASK_ADD
+    }
+}
+
+/// Whether an event can be of use to anybody: of what is made in a directory only directories are, and no hidden ones, which are only
+/// being made ready. Files count once they are moved to their names.
+fn concerns(events: ReadFlags, name: Option<&CStr>) -> bool {
+    !events.contains(ReadFlags::CREATE)
+        || (events.contains(ReadFlags::ISDIR) && !name.is_some_and(|name| name.to_bytes().starts_with(b".")))
+}
 
 /// Of what is read, what says that the directory itself is no longer there or no longer watched.
 const GONE: ReadFlags =
@@ -147,7 +194,7 @@ impl Shared {
         Ok(set)
     }
 
-    fn watch(&self, user: User, dirs: &[BorrowedFd<'_>]) -> Result<(), WatchError> {
+    fn watch(&self, user: User, targets: &[Target<'_>]) -> Result<(), WatchError> {
         if !self.origin.is_here() {
             return Ok(());
         }
@@ -155,10 +202,9 @@ impl Shared {
         // What is in the queue belongs to the watches of now; a number given out next may be one that it names.
         self.dispatch(&mut watches, user)?;
         let before = watches.of(user);
-        let mut added = Vec::with_capacity(dirs.len());
-        for dir in dirs {
-            let path = format!("/proc/self/fd/{}", dir.as_raw_fd());
-            match inotify::add_watch(&self.inotify, path, EVENTS) {
+        let mut added = Vec::with_capacity(targets.len());
+        for target in targets {
+            match inotify::add_watch(&self.inotify, target.path(), target.events()) {
                 Ok(descriptor) => {
                     watches.add(descriptor, user);
                     added.push(descriptor);
@@ -212,6 +258,7 @@ impl Shared {
         let mut interruptions = 0;
         let outcome = loop {
             match events.next() {
+                Ok(event) if !concerns(event.events(), event.file_name()) => {}
                 Ok(event) => others |= watches.note(event.wd(), event.events(), reader),
                 Err(Errno::AGAIN) => break Ok(()),
                 Err(Errno::INTR) if interruptions < INTERRUPTIONS_MAX => interruptions += 1,

@@ -22,6 +22,7 @@ pub(crate) mod random;
 pub(crate) mod socket;
 #[cfg(test)]
 pub(crate) mod testing;
+pub(crate) mod timer;
 
 use rustix::io::Errno;
 

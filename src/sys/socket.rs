@@ -180,6 +180,8 @@ pub(crate) enum Liveness {
     Dead,
     /// There is no such name. Not to be removed: it may have appeared since.
     Gone,
+    /// It is another user's, and we may not connect to it (yet): one that is only being made is its maker's alone.
+    Unknown,
 }
 
 /// Whether a process still has the socket open that `name` in `dir` was bound to. It notices nothing of being asked.
@@ -193,6 +195,7 @@ pub(crate) fn liveness(dir: BorrowedFd<'_>, name: &str) -> io::Result<Liveness> 
         Ok(()) | Err(Errno::PROTOTYPE) => Ok(Liveness::Alive),
         Err(Errno::CONNREFUSED) => Ok(Liveness::Dead),
         Err(Errno::NOENT) => Ok(Liveness::Gone),
+        Err(Errno::ACCESS | Errno::PERM) => Ok(Liveness::Unknown),
         Err(errno) => Err(errno.into()),
     }
 }

@@ -6,12 +6,13 @@
 mod directory;
 mod error;
 mod name;
+mod near_miss;
 mod runtime_dir;
 mod watch;
 
-pub(crate) use directory::TopicDir;
+pub(crate) use directory::{FileId, TopicDir, publisher_name};
 #[cfg(feature = "zenoh")]
-pub(crate) use directory::publisher_id as is_publisher_of;
+pub(crate) use directory::{is_publisher_alive, publisher_id as is_publisher_of};
 pub use error::DiscoveryError;
 pub use name::TopicError;
 pub(crate) use name::TopicName;

@@ -1,6 +1,6 @@
 //! Names of topics, and the directories that stand for them.
 //!
-//! Any text may be a name; `/` in it makes a hierarchy. On disk each part between slashes is a directory under its own name,
+//! Any text without `*` may be a name (that is kept for patterns); `/` in it makes a hierarchy. On disk each part between slashes is a directory under its own name,
 //! with a `+` in front where that is needed:
 //!
 //! * an empty part and one that begins with `.` get one, so that no part is empty, `.`, `..`, or one of our own files, which
@@ -13,7 +13,7 @@
 
 use std::fmt;
 
-/// The name of a topic: 1 to 200 bytes of UTF-8, any but NUL.
+/// The name of a topic: 1 to 200 bytes of UTF-8, any but NUL and `*`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct TopicName {
     name: Box<str>,
@@ -33,6 +33,9 @@ impl TopicName {
         }
         if let Some(at) = name.bytes().position(|byte| byte == 0) {
             return Err(TopicError::Nul { at });
+        }
+        if let Some(at) = name.bytes().position(|byte| byte == b'*') {
+            return Err(TopicError::Pattern { at });
         }
         Ok(Self { name: name.into() })
     }
@@ -87,6 +90,14 @@ pub enum TopicError {
         /// Where, counted in bytes from zero.
         at: usize,
     },
+    /// The name contains a `*`.
+    #[error(
+        "the topic's name has a `*` at position {at}, which is kept for patterns; there are none yet: name one topic, without `*`"
+    )]
+    Pattern {
+        /// Where, counted in bytes from zero.
+        at: usize,
+    },
 }
 
 #[cfg(test)]
@@ -109,6 +120,9 @@ mod tests {
     fn name_out_of_bounds_is_refused_with_the_limit() {
         assert_eq!(TopicName::new(""), Err(TopicError::Empty));
         assert_eq!(TopicName::new("a\0"), Err(TopicError::Nul { at: 1 }));
+        for (name, at) in [("*", 0), ("md/*", 3), ("md/**", 3), ("a*b/c", 1)] {
+            assert_eq!(TopicName::new(name), Err(TopicError::Pattern { at }));
+        }
         let long = "ä".repeat(100);
         assert!(TopicName::new(&long).is_ok());
         let error = TopicName::new(&(long + "x")).unwrap_err();

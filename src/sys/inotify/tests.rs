@@ -14,7 +14,7 @@ fn open_dir(path: &Path) -> OwnedFd {
 fn watch_on(dirs: &[&Path]) -> DirectoryWatch {
     let fds: Vec<_> = dirs.iter().map(|path| open_dir(path)).collect();
     let watch = DirectoryWatch::new().unwrap();
-    watch.watch(&fds.iter().map(AsFd::as_fd).collect::<Vec<_>>()).unwrap();
+    watch.watch(&fds.iter().map(|fd| Target::Directory(fd.as_fd())).collect::<Vec<_>>()).unwrap();
     watch
 }
 
@@ -87,7 +87,7 @@ fn watch_on_several_directories_sees_all_and_after_an_exchange_only_the_new() {
     move_in(b, "x");
     assert_eq!(settle(&watch), CHANGED);
     let (fd_b, fd_c) = (open_dir(b), open_dir(c));
-    watch.watch(&[fd_b.as_fd(), fd_c.as_fd()]).unwrap();
+    watch.watch(&[Target::Directory(fd_b.as_fd()), Target::Directory(fd_c.as_fd())]).unwrap();
     move_in(a, "x");
     assert_eq!(settle(&watch), NOTHING);
     move_in(c, "x");
@@ -101,7 +101,10 @@ fn exchange_that_fails_leaves_the_watch_as_it_was() {
     let (dir, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let watch = watch_on(&[dir.path()]);
     let (good, file) = (open_dir(other.path()), std::fs::File::open("/dev/null").unwrap());
-    assert!(matches!(watch.watch(&[good.as_fd(), file.as_fd()]), Err(WatchError::Os { .. })));
+    assert!(matches!(
+        watch.watch(&[Target::Directory(good.as_fd()), Target::Directory(file.as_fd())]),
+        Err(WatchError::Os { .. })
+    ));
     move_in(other.path(), "a");
     assert_eq!(settle(&watch), NOTHING);
     move_in(dir.path(), "a");
@@ -133,6 +136,41 @@ fn directory_removed_while_somebody_has_it_open_is_seen_by_its_parents_watch() {
     let _open = open_dir(&path);
     std::fs::remove_dir(&path).unwrap();
     assert!(settle(&watch).changed);
+}
+
+#[test]
+fn directory_awaited_is_heard_of_when_it_is_made_or_moved_in_and_files_are_not() {
+    let base = tempfile::tempdir().unwrap();
+    let (watch, fd) = (DirectoryWatch::new().unwrap(), open_dir(base.path()));
+    watch.watch(&[Target::Awaited(fd.as_fd())]).unwrap();
+    std::fs::write(base.path().join("file"), b"").unwrap();
+    std::fs::create_dir(base.path().join(".new-d")).unwrap();
+    assert_eq!(settle(&watch), NOTHING);
+    std::fs::rename(base.path().join(".new-d"), base.path().join("d")).unwrap();
+    assert_eq!(settle(&watch), CHANGED);
+    std::fs::create_dir(base.path().join("e")).unwrap();
+    assert_eq!(settle(&watch), CHANGED);
+}
+
+#[test]
+fn file_that_is_open_and_removed_or_moved_is_heard_of_and_its_neighbours_are_not() {
+    let base = tempfile::tempdir().unwrap();
+    let (watch, fd) = (DirectoryWatch::new().unwrap(), open_dir(base.path()));
+    let path = base.path().join("f");
+    let open = std::fs::File::create(&path).unwrap();
+    watch.watch(&[Target::File(fd.as_fd(), "f"), Target::Place(fd.as_fd())]).unwrap();
+    move_in(base.path(), "g");
+    std::fs::remove_file(base.path().join("g")).unwrap();
+    assert_eq!(settle(&watch), NOTHING);
+    std::fs::remove_file(&path).unwrap();
+    assert!(settle(&watch).changed);
+    drop(open);
+    assert_eq!(settle(&watch), GONE_TOO);
+    std::fs::write(&path, b"").unwrap();
+    watch.watch(&[Target::File(fd.as_fd(), "f")]).unwrap();
+    std::fs::rename(&path, base.path().join("g")).unwrap();
+    assert_eq!(settle(&watch), GONE_TOO);
+    assert!(watch.watch(&[Target::File(fd.as_fd(), "f")]).is_err(), "there is none");
 }
 
 #[test]
@@ -211,7 +249,7 @@ fn child_watches_again_and_again() {
     std::thread::scope(|scope| {
         scope.spawn(|| {
             while !stop.load(std::sync::atomic::Ordering::Relaxed) {
-                other.watch(&[fd.as_fd()]).unwrap();
+                other.watch(&[Target::Directory(fd.as_fd())]).unwrap();
             }
         });
         let inner = dir.path().join("t");
