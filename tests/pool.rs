@@ -538,7 +538,8 @@ async fn segments_that_the_pool_dropped_are_unmapped_by_subscribers() {
     ];
     for config in configs {
         let dir = Dir::new();
-        let publisher = dir.publisher("t").queue(2).pool(config.populate(false)).bind().unwrap();
+        let publisher =
+            dir.publisher("t").queue(2).link_bytes(u64::MAX).pool(config.populate(false)).bind().unwrap();
         let mut peer = Peer::start("role_counts_mappings", &dir);
         assert_eq!(peer.hear(), "connected");
         // Until its link stands it is told of messages instead of getting them.
