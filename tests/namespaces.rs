@@ -360,3 +360,63 @@ fn role_knocks() {
     let (len, _) = recv(&fd, &mut answer, RecvFlags::empty()).unwrap();
     role.say(if len > 0 { "refused" } else { "ended" });
 }
+
+/// Says how binding and connecting went, with what the environment says.
+#[test]
+fn role_uses_the_environment() {
+    let Some(role) = Role::of("role_uses_the_environment") else { return };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let _entered = runtime.enter();
+    let bound = tokio_shm::ShmPublisher::builder("t").bind();
+    role.say(&bound.map_or_else(|error| chain(&error), |_| "bound".to_owned()));
+    let connected = ShmSubscriber::builder("t").connect();
+    role.say(&connected.map_or_else(|error| chain(&error), |_| "connected".to_owned()));
+}
+
+/// What both answers of that role have in common.
+fn expect_in_both(command: &[&str], dir: &Dir, words: &[&str]) {
+    let mut peer = Peer::start_under(command, "role_uses_the_environment", dir);
+    for _ in 0..2 {
+        let said = peer.hear();
+        assert!(words.iter().all(|word| said.contains(word)), "{said}");
+    }
+    peer.finish();
+}
+
+#[test]
+fn process_without_proc_is_told_to_mount_it() {
+    // The test's own files are to be found, and nothing under /proc.
+    let command = ["unshare", "--mount", "sh", "-c", "mount -t tmpfs none /proc && exec \"$@\"", "sh"];
+    if !is_allowed(&command) {
+        return;
+    }
+    let dir = Dir::new();
+    let variable = format!("TOKIO_SHM_DIR={}", dir.path().display());
+    let command = [&["env", &variable], &command[..]].concat();
+    expect_in_both(&command, &dir, &["/proc/self/fd", "mount -t proc"]);
+}
+
+#[test]
+fn root_with_a_users_environment_makes_nothing_that_locks_the_user_out() {
+    let user = ["setpriv", "--reuid=64001", "--regid=64001", "--clear-groups"];
+    if !rustix::process::geteuid().is_root() || !is_allowed(&user) {
+        return skipped("only root can become another user");
+    }
+    let dir = Dir::new();
+    std::os::unix::fs::chown(dir.path(), Some(64_001), Some(64_001)).unwrap();
+    let variable = format!("XDG_RUNTIME_DIR={}", dir.path().display());
+    let as_root = ["env", "-u", "TOKIO_SHM_DIR", &variable];
+    expect_in_both(
+        &as_root,
+        &dir,
+        &["belongs to user 64001", "runs as user 0", "tokio-shm", "TOKIO_SHM_DIR"],
+    );
+    dir.assert_empties();
+    // What an earlier one has left is named with its owner.
+    std::fs::create_dir(dir.path().join("tokio-shm")).unwrap();
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o700);
+    std::fs::set_permissions(dir.path().join("tokio-shm"), mode).unwrap();
+    let as_user = [&user[..], &as_root[..]].concat();
+    expect_in_both(&as_user, &dir, &["belongs to user 0", "runs as user 64001", "sudo", "remove it"]);
+    std::fs::remove_dir(dir.path().join("tokio-shm")).unwrap();
+}

@@ -4,14 +4,14 @@
 //! to us and be closed to everybody else, before anything in it is looked at.
 
 use crate::access::Access;
-use crate::sys::ids::{known_gid, known_uid};
+use crate::sys::ids::{is_ours, known_gid, known_uid};
 use crate::sys::ownership::Ownership;
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, Stat, fstat, mkdirat, open, statat};
 use rustix::io::Errno;
 use rustix::process::geteuid;
 use std::ffi::OsString;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -28,13 +28,55 @@ impl RuntimeDir {
     /// The directory given; else `$TOKIO_SHM_DIR`; else `$XDG_RUNTIME_DIR/tokio-shm`; else `tokio-shm-<uid>` in the directory for
     /// temporary files. Made if it does not exist (its parent must).
     pub(crate) fn resolve(explicit: Option<&Path>, access: Access) -> Result<Self, RuntimeDirError> {
-        let chosen = choose(explicit, |name| std::env::var_os(name), &std::env::temp_dir());
+        let env = |name: &str| std::env::var_os(name);
+        let temp = std::env::temp_dir();
+        let (chosen, by) = choose(explicit, env, &temp);
         // Absolute, as the process may change its directory.
         let path =
             std::path::absolute(&chosen).map_err(|source| RuntimeDirError::Open { path: chosen, source })?;
         let runtime = Self { path: path.into(), access: Arc::new(access) };
-        runtime.open()?;
+        if by == XDG {
+            runtime.check_parent()?;
+        }
+        let dir = runtime.open()?;
+        check_proc(&dir)?;
+        runtime.tell(&dir, by, &temp);
         Ok(runtime)
+    }
+
+    /// What `$XDG_RUNTIME_DIR` names is one user's. Were another to make a directory there, as root under `sudo` can, it would lock
+    /// that user out from then on.
+    fn check_parent(&self) -> Result<(), RuntimeDirError> {
+        let Some(Ok(parent)) = self.path.parent().map(|parent| statat(CWD, parent, AtFlags::empty())) else {
+            return Ok(());
+        };
+        let is_missing = matches!(statat(CWD, &*self.path, AtFlags::SYMLINK_NOFOLLOW), Err(Errno::NOENT));
+        if !is_missing || is_ours(parent.st_uid) {
+            return Ok(());
+        }
+        let (path, us) = (self.path.to_path_buf(), geteuid().as_raw());
+        Err(RuntimeDirError::Owner { path, owner: parent.st_uid, us })
+    }
+
+    /// Says which directory it is, and of others that this user's programs may be using instead.
+    fn tell(&self, dir: &OwnedFd, by: &'static str, temp: &Path) {
+        if !tracing::enabled!(tracing::Level::DEBUG) {
+            return;
+        }
+        let owner = fstat(dir).map_or(u32::MAX, |stat| stat.st_uid);
+        tracing::debug!(path = %self.path.display(), owner, chosen_by = by, "the runtime directory");
+        let uid = geteuid().as_raw();
+        let usual = Path::new("/run/user").join(uid.to_string()).join("tokio-shm");
+        for other in [usual, temp.join(format!("tokio-shm-{uid}"))] {
+            if *other != *self.path && other.symlink_metadata().is_ok() {
+                tracing::debug!(
+                    path = %self.path.display(),
+                    other = %other.display(),
+                    "there is another runtime directory of this user: programs with another XDG_RUNTIME_DIR or TMPDIR \
+                     may be using it, and are not seen here; set TOKIO_SHM_DIR alike for all"
+                );
+            }
+        }
     }
 
     /// Where it is.
@@ -76,10 +118,20 @@ impl RuntimeDir {
             Err(Errno::LOOP | Errno::NOTDIR) if self.is_not_a_directory() => {
                 return Err(RuntimeDirError::NotADirectory { path: self.path.to_path_buf() });
             }
+            Err(Errno::ACCESS) => return Err(self.closed(Errno::ACCESS)),
             Err(errno) => return Err(failed(errno)),
         };
         self.check(&fstat(&fd).map_err(failed)?)?;
         Ok(Some(fd))
+    }
+
+    /// Why it may not be opened: mostly because it is another user's.
+    fn closed(&self, errno: Errno) -> RuntimeDirError {
+        let (path, us) = (self.path.to_path_buf(), geteuid().as_raw());
+        match statat(CWD, &*self.path, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) if stat.st_uid != us => RuntimeDirError::Owner { path, owner: stat.st_uid, us },
+            _ => RuntimeDirError::Open { path, source: errno.into() },
+        }
     }
 
     fn is_not_a_directory(&self) -> bool {
@@ -133,17 +185,37 @@ pub(super) fn make_private_dir(
     })
 }
 
-fn choose(explicit: Option<&Path>, env: impl Fn(&str) -> Option<OsString>, temp: &Path) -> PathBuf {
+/// Sockets are named, directories watched and descriptors judged through `/proc/self/fd`: whether it leads where it should.
+fn check_proc(dir: &OwnedFd) -> Result<(), RuntimeDirError> {
+    let failed = |errno: Errno| RuntimeDirError::NoProc { source: errno.into() };
+    let ours = fstat(dir).map_err(failed)?;
+    let named =
+        statat(CWD, format!("/proc/self/fd/{}", dir.as_raw_fd()), AtFlags::empty()).map_err(failed)?;
+    match (named.st_dev, named.st_ino) == (ours.st_dev, ours.st_ino) {
+        true => Ok(()),
+        false => Err(failed(Errno::NOENT)),
+    }
+}
+
+/// The variable that names the directory which another user must not make anything in.
+const XDG: &str = "XDG_RUNTIME_DIR";
+
+/// The directory, and what chose it.
+fn choose(
+    explicit: Option<&Path>,
+    env: impl Fn(&str) -> Option<OsString>,
+    temp: &Path,
+) -> (PathBuf, &'static str) {
     // Empty counts as not set, as for a shell.
     let env = |name| env(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     if let Some(path) = explicit {
-        path.to_owned()
+        (path.to_owned(), "runtime_dir")
     } else if let Some(path) = env("TOKIO_SHM_DIR") {
-        path
-    } else if let Some(path) = env("XDG_RUNTIME_DIR") {
-        path.join("tokio-shm")
+        (path, "TOKIO_SHM_DIR")
+    } else if let Some(path) = env(XDG) {
+        (path.join("tokio-shm"), XDG)
     } else {
-        temp.join(format!("tokio-shm-{}", geteuid().as_raw()))
+        (temp.join(format!("tokio-shm-{}", geteuid().as_raw())), "the temporary directory")
     }
 }
 
@@ -185,7 +257,7 @@ pub enum RuntimeDirError {
     #[error(
         "the runtime directory {path:?} belongs to user {owner}, but this process runs as user {us}; programs that are to \
          meet must run as the same user, and name a directory of that user's in TOKIO_SHM_DIR, or let each other's users in \
-         (`allow_uid`, `allow_gid`)"
+         (`allow_uid`, `allow_gid`); if one run under `sudo` has left it, remove it as user {owner}"
     )]
     Owner {
         /// Its path.
@@ -209,6 +281,14 @@ pub enum RuntimeDirError {
         /// The user of this process.
         us: u32,
     },
+    /// `/proc` is not mounted, or is that of a pid namespace in which this process has no number.
+    #[error(
+        "/proc/self/fd is not to be had, which sockets are named by; mount it (`mount -t proc proc /proc`)"
+    )]
+    NoProc {
+        /// The error of the OS.
+        source: io::Error,
+    },
     /// Others may enter it.
     #[error(
         "the runtime directory {path:?} has mode {mode:04o}, which lets other users in; run `chmod 700` on it (or `chgrp` \
@@ -231,14 +311,15 @@ mod tests {
     fn directory_is_chosen_in_order_and_empty_counts_as_unset() {
         let all = |name: &str| Some(OsString::from(format!("/{name}")));
         let temp = Path::new("/t");
-        assert_eq!(choose(Some(Path::new("/e")), all, temp), Path::new("/e"));
-        assert_eq!(choose(None, all, temp), Path::new("/TOKIO_SHM_DIR"));
+        let choose = |explicit, env: &dyn Fn(&str) -> Option<OsString>, temp| choose(explicit, env, temp).0;
+        assert_eq!(choose(Some(Path::new("/e")), &all, temp), Path::new("/e"));
+        assert_eq!(choose(None, &all, temp), Path::new("/TOKIO_SHM_DIR"));
         let empty_first =
             |name: &str| (name != "TOKIO_SHM_DIR").then(|| "/run/user/7".into()).or(Some("".into()));
-        assert_eq!(choose(None, empty_first, temp), Path::new("/run/user/7/tokio-shm"));
+        assert_eq!(choose(None, &empty_first, temp), Path::new("/run/user/7/tokio-shm"));
         let last = PathBuf::from(format!("/t/tokio-shm-{}", geteuid().as_raw()));
-        assert_eq!(choose(None, |_| Some("".into()), temp), last);
-        assert_eq!(choose(None, |_| None, temp), last);
+        assert_eq!(choose(None, &|_| Some("".into()), temp), last);
+        assert_eq!(choose(None, &|_| None, temp), last);
     }
 
     #[test]
