@@ -10,7 +10,7 @@ mod loom_tests;
 #[cfg(not(tokio_shm_loom))]
 pub(crate) use self::abandoned::{Abandoned, Holder};
 
-use crate::gate::Gate;
+use crate::gate::FairGate;
 use crate::sync::Arc;
 use crate::sync::atomic::{AtomicU64, Ordering};
 
@@ -23,8 +23,8 @@ pub(crate) struct Budget {
     /// Segments dropped so far, and publishers that came or went: tells publishers that there is something to retire, or another part
     /// of the cap for them.
     retired: AtomicU64,
-    /// Waiters for a slot or for bytes: their conditions differ, so they are always all woken.
-    pub(crate) gate: Gate,
+    /// Waiters for a slot or for bytes, in the order in which they came.
+    pub(crate) gate: FairGate,
     /// What others still have of it that the pool has given up.
     #[cfg(not(tokio_shm_loom))]
     pub(crate) abandoned: Abandoned,
@@ -36,7 +36,7 @@ impl Budget {
             max,
             used: AtomicU64::new(0),
             retired: AtomicU64::new(0),
-            gate: Gate::new(),
+            gate: FairGate::new(),
             #[cfg(not(tokio_shm_loom))]
             abandoned: Abandoned::default(),
         }
@@ -71,7 +71,7 @@ impl Budget {
     }
 }
 
-/// Bytes set aside; given back on drop, which lets waiters try again.
+/// Bytes set aside; given back on drop, which lets the first waiter try again.
 #[derive(Debug)]
 pub(crate) struct Reservation {
     budget: Arc<Budget>,
@@ -103,6 +103,6 @@ impl Reservation {
 impl Drop for Reservation {
     fn drop(&mut self) {
         self.budget.used.fetch_sub(self.len, Ordering::AcqRel);
-        self.budget.gate.wake_all();
+        self.budget.gate.wake();
     }
 }

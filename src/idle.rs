@@ -42,8 +42,11 @@ impl<T> Idle<T> {
         }
     }
 
-    /// Puts one back, or hands it over if the queue is full. Ends the looked-for condition with a read-modify-write
-    /// on the queue, as `Gate::wake_all` wants it.
+    /// Puts one back, or hands it over if the queue is full.
+    ///
+    /// What `FairGate::wake` wants: from a read-modify-write on a thing is there for those who look. The queue's `push` ends with a plain
+    /// store, but that is not it: it counts the queue's end up before, by a compare-exchange, and a `pop` that sees this waits for
+    /// the store instead of finding nothing. (loom's stand-in has the same steps.)
     #[inline]
     pub(crate) fn try_put(&self, thing: T) -> Result<(), T> {
         self.queue.push(thing)

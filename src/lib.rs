@@ -112,6 +112,11 @@ pub mod bridge;
 #[cfg(all(feature = "zenoh", not(tokio_shm_loom)))]
 pub mod zenoh;
 
+/// What the address of each loan's, sample's and pooled segment's first byte is a multiple of, in bytes: a cache line.
+///
+/// So values of any type that asks for no more may be read and written in place.
+pub const ALIGN: usize = 64;
+
 #[cfg(not(tokio_shm_loom))]
 pub use self::{
     buffer::{Payload, ShmLoan, ShmSample},

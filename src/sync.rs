@@ -15,6 +15,7 @@ pub(crate) mod atomic {
 
 #[cfg(tokio_shm_loom)]
 mod loom;
+mod parker;
 #[cfg(not(tokio_shm_loom))]
 mod real;
 
@@ -23,6 +24,7 @@ mod real;
 pub(crate) use self::loom::Condvar;
 #[cfg(tokio_shm_loom)]
 pub(crate) use self::loom::{Arc, ArrayQueue, Futex, Mutex, Notify, UnsafeCell};
+pub(crate) use self::parker::Parker;
 #[cfg(not(tokio_shm_loom))]
 pub(crate) use self::real::{Arc, ArrayQueue, Futex, Mutex, Notify, UnsafeCell};
 

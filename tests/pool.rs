@@ -2,12 +2,14 @@
 
 mod support;
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use proptest::prelude::*;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use support::{Dir, LIMIT, Peer, Role, wait_until, within};
 use tokio_shm::{Backing, PooledSegment, ShmPoolConfig, ShmSegmentPool, TakeError};
+use tokio_test::{assert_pending, assert_ready, task};
 
 const KIB: usize = 1 << 10;
 const MIB: usize = 1 << 20;
@@ -103,6 +105,112 @@ async fn task_at_the_cap_waits_until_a_segment_comes_free() {
 }
 
 #[tokio::test]
+async fn large_take_is_served_before_later_ones_that_need_less() {
+    let pool = pool(capped(5 * MIB));
+    let mut held: Vec<_> = (0..5).map(|_| pool.try_take(MIB).unwrap()).collect();
+    let mut large = task::spawn(pool.take(4 * MIB));
+    assert_pending!(large.poll());
+    let mut later = task::spawn(pool.take(MIB));
+    assert_pending!(later.poll());
+    for left in [4, 3, 2] {
+        drop(held.pop());
+        assert!(large.is_woken() && !later.is_woken());
+        assert_pending!(large.poll());
+        assert_eq!(pool.stats().bytes, left * MIB as u64, "what comes free adds up");
+        assert_pending!(later.poll());
+        assert!(matches!(pool.try_take(MIB), Err(TakeError::Full { .. })), "nor does one that does not wait");
+        let thread = pool.clone();
+        let blocked =
+            tokio::task::spawn_blocking(move || thread.blocking_take_timeout(MIB, Duration::from_millis(1)));
+        assert!(matches!(blocked.await.unwrap(), Err(TakeError::TimedOut { .. })));
+    }
+    drop(held.pop());
+    support::until("the large one is made", || large.is_woken() && !large.poll().is_pending()).await;
+    support::until("the next one gets what is left", || later.is_woken() && !later.poll().is_pending()).await;
+}
+
+#[tokio::test]
+async fn large_take_given_up_passes_its_turn_on() {
+    let pool = pool(capped(2 * MIB));
+    let held = [pool.try_take(MIB).unwrap(), pool.try_take(MIB).unwrap()];
+    let mut large = task::spawn(pool.take(2 * MIB));
+    assert_pending!(large.poll());
+    let mut later = task::spawn(pool.take(MIB));
+    assert_pending!(later.poll());
+    let [first, second] = held;
+    drop(first);
+    assert_pending!(large.poll());
+    assert_pending!(later.poll());
+    drop(large);
+    assert!(later.is_woken());
+    support::until("the next one is served", || !later.poll().is_pending()).await;
+    drop(second);
+    drop(pool.try_take(MIB).unwrap());
+}
+
+#[tokio::test]
+async fn small_takes_go_on_beside_a_large_one_that_waits() {
+    let pool = pool(capped(2 * MIB));
+    let small: Vec<_> = (0..2).map(|_| pool.try_take(100).unwrap()).collect();
+    let held = pool.try_take(MIB).unwrap();
+    let mut large = task::spawn(pool.take(2 * MIB - 200 * KIB));
+    assert_pending!(large.poll());
+    for _ in 0..1_000 {
+        // All slots of the segment that these two have kept from being idle.
+        drop(pool.try_take(100).unwrap());
+    }
+    let mut rest: Vec<_> = std::iter::from_fn(|| pool.try_take(100).ok()).collect();
+    let mut waiting = [task::spawn(pool.take(100)), task::spawn(pool.take(100))];
+    for waiting in &mut waiting {
+        assert_pending!(waiting.poll());
+    }
+    drop(rest.pop());
+    assert!(
+        matches!(pool.try_take(100), Err(TakeError::Full { .. })),
+        "those that wait have their own order"
+    );
+    assert_pending!(waiting[1].poll());
+    assert!(assert_ready!(waiting[0].poll()).is_ok());
+    assert!(assert_ready!(waiting[1].poll()).is_ok(), "what the first has dropped");
+    drop((small, rest, held));
+    support::until("the large one is served", || large.is_woken() && !large.poll().is_pending()).await;
+}
+
+#[test]
+fn large_takes_are_served_beside_threads_that_take_small_ones_all_the_time() {
+    let pool = pool(capped(8 * MIB));
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for number in 0..4 {
+            let (pool, over) = (&pool, &over);
+            scope.spawn(move || {
+                let mut held = std::collections::VecDeque::new();
+                while !over.load(Ordering::Relaxed) {
+                    let len = MIB - number * 100 * KIB;
+                    // Three each, and never none: together they could have all there is for ever.
+                    if held.len() == 3 {
+                        held.pop_front();
+                    }
+                    held.extend(pool.try_take(len));
+                    if held.is_empty() {
+                        held.extend(pool.blocking_take_timeout(len, LIMIT));
+                    }
+                    // One that waits gets what the others let go of.
+                    if pool.stats().waiters > 0 {
+                        held.pop_front();
+                    }
+                }
+            });
+        }
+        for _ in 0..50 {
+            drop(pool.blocking_take_timeout(6 * MIB, LIMIT).expect("starved"));
+        }
+        over.store(true, Ordering::Relaxed);
+    });
+    assert_eq!((pool.stats().in_use(), pool.stats().waiters), (0, 0));
+}
+
+#[tokio::test]
 async fn take_dropped_while_its_segment_is_made_leaves_it_idle() {
     let pool = pool(capped(4 * MIB));
     for _ in 0..20 {
@@ -193,9 +301,110 @@ fn prewarm_makes_slots_up_to_the_cap() {
     assert_eq!(pool.stats().misses, 3);
     assert_eq!(pool.prewarm(MIB, 6).unwrap(), 4, "no more than may be idle");
     assert!(pool.prewarm(64, 5_000).unwrap() >= 5_000);
-    assert_eq!(pool.prewarm(2 * MIB, 100).unwrap(), 4);
-    assert_eq!(pool.stats().bytes, 8 * MIB as u64);
+    pool.trim();
+    assert_eq!(pool.prewarm(MIB, 200).unwrap(), 4);
+    assert_eq!(pool.stats().misses, pool.stats().segments as u64 + 11, "none is made to be freed again");
+    assert_eq!(pool.prewarm(2 * MIB, 100).unwrap(), 2, "no other size is given up for it");
+    assert_eq!((pool.stats().bytes, pool.stats().idle()), (8 * MIB as u64, 6));
     assert!(matches!(pool.prewarm(9 * MIB, 1), Err(TakeError::TooLarge { .. })));
+}
+
+#[test]
+fn many_small_sizes_share_a_small_pool() {
+    for cap in [MIB, 512 * KIB, 256 * KIB] {
+        let pool = pool(capped(cap));
+        let held: Vec<_> = (1..=14).map(|number| pool.try_take(number * 93).unwrap()).collect();
+        assert!(pool.stats().bytes <= cap as u64);
+        drop(held);
+        // And large ones get what they left.
+        drop(pool.try_take(cap).unwrap());
+    }
+    // Where not even a segment each has room, a slot of a larger size does.
+    let pool = pool(capped(16 * KIB));
+    let lens = [100, 1_000, 2_000, 3_000];
+    drop(lens.map(|len| pool.try_take(len).unwrap()));
+    let held: Vec<_> = lens.iter().map(|len| pool.try_take(*len).unwrap()).collect();
+    let other = pool.try_take(300).unwrap();
+    assert!(other.len() == 300 && other.capacity() >= 300);
+    drop((other, held));
+}
+
+#[test]
+fn segments_of_small_pools_that_keep_little_are_given_up_for_other_sizes() {
+    for cap in [4 * KIB, 16 * KIB, 64 * KIB, 128 * KIB] {
+        for max_idle in [1, usize::MAX] {
+            let pool = pool(capped(cap).max_idle_per_size(max_idle));
+            for len in [1, 600, 1_000, 4 * KIB, 10 * KIB, 16 * KIB, 20 * KIB, 128 * KIB, 1, 640] {
+                if len > cap {
+                    continue;
+                }
+                let mut held: Vec<_> = std::iter::from_fn(|| pool.try_take(len).ok()).collect();
+                assert!(
+                    !held.is_empty(),
+                    "{len} bytes of {cap}, at most {max_idle} idle: {:?}",
+                    pool.stats()
+                );
+                // In another order than that in which they came.
+                while !held.is_empty() {
+                    drop(held.swap_remove(held.len() / 2));
+                }
+            }
+        }
+    }
+    drop(pool(ShmPoolConfig::new().max_idle_per_size(usize::MAX).max_bytes(u64::MAX)).try_take(MIB).unwrap());
+}
+
+#[test]
+fn random_large_sizes_at_the_cap_use_what_is_large_enough() {
+    let pool = pool(capped(64 * MIB).populate(false));
+    let mut random = 1_u64;
+    let mut held = std::collections::VecDeque::new();
+    let mut take = |held: &mut std::collections::VecDeque<PooledSegment>| {
+        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let len = 1_000_000 + (random >> 33) as usize % 9_000_000;
+        while held.len() >= 4 {
+            held.pop_front();
+        }
+        while let Err(error) = pool.try_take(len).map(|segment| held.push_back(segment)) {
+            assert!(matches!(error, TakeError::Full { .. }) && held.pop_front().is_some(), "{error}");
+        }
+    };
+    (0..100).for_each(|_| take(&mut held));
+    let before = pool.stats().misses;
+    (0..1_000).for_each(|_| take(&mut held));
+    let made = pool.stats().misses - before;
+    assert!(made < 150, "{made} of 1,000 were made anew");
+    // No more than half is lost to it.
+    drop(held);
+    let fit = std::iter::from_fn(|| pool.try_take(MIB).ok()).collect::<Vec<_>>().len();
+    assert!(fit >= 32, "{fit} messages of a MiB");
+}
+
+#[test]
+fn slots_begin_at_what_align_promises() {
+    for backing in BACKINGS {
+        let pool = pool(ShmPoolConfig::new().backing(backing));
+        for len in [1, 64, 65, 100, 700, 5_000, 16 * KIB, 17 * KIB, 300 * KIB] {
+            let held: Vec<_> = (0..200).map(|_| pool.try_take(len).unwrap()).collect();
+            assert!(held.iter().all(|segment| segment.as_ptr().addr() % tokio_shm::ALIGN == 0));
+        }
+    }
+}
+
+#[tokio::test]
+async fn pooled_segment_of_the_publishers_pool_is_sent_as_a_loan_without_a_copy() {
+    let (dir, pool, other) = (Dir::new(), pool(ShmPoolConfig::new()), pool(ShmPoolConfig::new()));
+    let publisher = dir.publisher("t").shared_pool(&pool).bind().unwrap();
+    let mut subscriber = dir.subscriber("t").connect().unwrap();
+    for (from, copied) in [(&pool, 0), (&other, 100)] {
+        let mut segment = from.try_take(100).unwrap();
+        segment.fill(7);
+        publisher.send(tokio_shm::ShmLoan::from(segment)).await.unwrap();
+        assert_eq!(publisher.stats().copied_bytes, copied);
+        let sample = within("recv", subscriber.recv()).await.unwrap();
+        assert_eq!(*sample, [7; 100]);
+        assert_eq!(sample.as_ptr().addr() % tokio_shm::ALIGN, 0);
+    }
 }
 
 #[test]
@@ -339,11 +548,15 @@ impl Model {
             self.hits += 1;
             return Ok(size);
         }
-        for (other, idle) in self.idle.iter_mut().rev().filter(|(other, _)| **other != size) {
-            if self.bytes + size <= self.max_bytes {
-                break;
+        // The smaller ones first, the largest of them, and then what is larger.
+        let others = self.idle.keys().copied().filter(|other| *other < size).rev();
+        let others: Vec<_> = others.chain(self.idle.keys().copied().filter(|other| *other > size)).collect();
+        for other in others {
+            let idle = self.idle.get_mut(&other).unwrap();
+            while self.bytes + size > self.max_bytes && *idle > 0 {
+                *idle -= 1;
+                self.bytes -= other;
             }
-            self.bytes -= other * std::mem::take(idle);
         }
         if self.bytes + size > self.max_bytes {
             return Err("full");

@@ -9,6 +9,7 @@ use loom::future::block_on;
 use loom::thread;
 
 use super::{Budget, Reservation};
+use crate::gate::Lane;
 use crate::idle::Idle;
 use crate::sync::Arc;
 use crate::sync::atomic::{AtomicU64, Ordering};
@@ -42,7 +43,7 @@ impl Pool {
     fn give_back(&self, size: usize, slot: Reservation) {
         self.held.fetch_sub(1, Ordering::Relaxed);
         drop(self.idle[size].try_put(slot));
-        self.budget.gate.wake_all();
+        self.budget.gate.wake();
     }
 
     fn free(&self, slot: Reservation) {
@@ -51,11 +52,11 @@ impl Pool {
     }
 
     fn take_async(&self, size: usize) -> Reservation {
-        block_on(self.budget.gate.wait_until(|| self.find(size)))
+        block_on(self.budget.gate.wait_until(Lane::Main, || None, |_| self.find(size)))
     }
 
     fn take_blocking(&self, size: usize) -> Reservation {
-        self.budget.gate.blocking_wait_until(None, || self.find(size)).unwrap()
+        self.budget.gate.blocking_wait_until(Lane::Main, None, || None, |_| self.find(size)).unwrap()
     }
 }
 
@@ -144,13 +145,15 @@ fn loom_waiter_that_gives_up_leaves_the_bytes_to_another() {
         let holder = run(&pool, |pool| pool.free(slot));
         let other = run(&pool, |pool| pool.free(pool.take_async(0)));
         let cancelled = {
-            let mut wait = pin!(pool.budget.gate.wait_until(|| pool.find(0)));
+            let mut wait = pin!(pool.budget.gate.wait_until(Lane::Main, || None, |_| pool.find(0)));
             wait.as_mut().poll(&mut Context::from_waker(Waker::noop()))
         };
         if let Poll::Ready(slot) = cancelled {
             pool.free(slot);
         }
-        if let Some(slot) = pool.budget.gate.blocking_wait_until(Some(Instant::now()), || pool.find(0)) {
+        let gate = &pool.budget.gate;
+        let blocked = gate.blocking_wait_until(Lane::Main, Some(Instant::now()), || None, |_| pool.find(0));
+        if let Some(slot) = blocked {
             pool.free(slot);
         }
         holder.join().unwrap();

@@ -6,7 +6,7 @@ use crate::pool::PooledSegment;
 
 /// An exclusive, writable message in shared memory, from [`ShmPublisher::loan`](crate::ShmPublisher::loan).
 ///
-/// Sending it copies nothing. Dropping it unsent gives the memory back. Its content is unspecified at first: bytes of
+/// Sending it copies nothing. Its first byte is aligned to [`ALIGN`](crate::ALIGN). Dropping it unsent gives the memory back. Its content is unspecified at first: bytes of
 /// earlier messages of this publisher's pool, or zeros. All of it becomes readable by subscribers, the rest of the
 /// slot beyond `len()` included; overwrite what they must not see.
 ///
@@ -48,6 +48,15 @@ impl ShmLoan {
     /// If `len` is more than [`capacity`](Self::capacity).
     pub fn set_len(&mut self, len: usize) {
         self.segment.set_len(len);
+    }
+}
+
+impl From<PooledSegment> for ShmLoan {
+    /// What was taken from a pool, to be sent as a message. A publisher of the same pool sends it without a copy; any other copies it, as
+    /// [`Payload`](crate::Payload) says.
+    #[inline]
+    fn from(segment: PooledSegment) -> Self {
+        Self { segment }
     }
 }
 

@@ -9,7 +9,9 @@ use crate::pool::core::PoolCore;
 
 /// Something that can be sent as a message: bytes, copied once into shared memory, or a [`ShmLoan`], not copied.
 ///
-/// A loan is sent without a copy by a publisher that shares its pool; any other publisher copies it.
+/// A loan is sent without a copy by a publisher that shares its pool; any other publisher copies it. A
+/// [`PooledSegment`](crate::PooledSegment) that is lent (`&segment`) is copied; to send it without a copy, make it a loan:
+/// `ShmLoan::from(segment)`.
 ///
 /// An array goes by value as well; one of many kilobytes is better lent (`&array[..]`): by value it is moved from hand to hand,
 /// and an optimising compiler takes minutes over the moves of 100,000 bytes.

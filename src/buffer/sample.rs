@@ -21,7 +21,7 @@ pub(crate) struct RemoteSegment {
 /// A received message: read-only bytes in the publisher's shared memory.
 ///
 /// It stays unchanged and readable for as long as it or a clone is held, whatever happens to the publisher, and it
-/// counts against the subscriber's `depth` for that long. It may be dropped on any thread. (One trust remains: a
+/// counts against the subscriber's `depth` for that long. Its first byte is aligned to [`ALIGN`](crate::ALIGN). It may be dropped on any thread. (One trust remains: a
 /// publisher that breaks its own rules can change the bytes while they are read.)
 ///
 /// # Panics

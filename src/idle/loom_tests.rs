@@ -7,33 +7,33 @@ use loom::future::block_on;
 use loom::thread;
 
 use super::Idle;
-use crate::gate::Gate;
+use crate::gate::{FairGate, Lane};
 use crate::sync::Arc;
 
 struct Shelf {
     idle: Idle<u32>,
-    gate: Gate,
+    gate: FairGate,
 }
 
 impl Shelf {
     /// As the pool does it.
     fn give_back(&self, thing: u32) {
         self.idle.put(thing);
-        self.gate.wake_all();
+        self.gate.wake();
     }
 
     fn take_async(&self) -> u32 {
-        block_on(self.gate.wait_until(|| self.idle.take()))
+        block_on(self.gate.wait_until(Lane::Main, || None, |_| self.idle.take()))
     }
 
     fn take_blocking(&self) -> u32 {
-        self.gate.blocking_wait_until(None, || self.idle.take()).unwrap()
+        self.gate.blocking_wait_until(Lane::Main, None, || None, |_| self.idle.take()).unwrap()
     }
 }
 
 /// A shelf whose queue holds `capacity` and is empty, with `overflow` in the list behind it.
 fn shelf(capacity: usize, overflow: &[u32]) -> Arc<Shelf> {
-    let shelf = Shelf { idle: Idle::new(capacity), gate: Gate::new() };
+    let shelf = Shelf { idle: Idle::new(capacity), gate: FairGate::new() };
     (0..capacity).for_each(|_| shelf.idle.put(0));
     overflow.iter().for_each(|thing| shelf.idle.put(*thing));
     (0..capacity).for_each(|_| assert_eq!(shelf.idle.take(), Some(0)));
@@ -98,7 +98,7 @@ fn loom_cancelled_taker_leaves_the_slot_to_another() {
         let giver = run(&shelf, |shelf| shelf.give_back(1));
         let other = run(&shelf, Shelf::take_async);
         let cancelled = {
-            let mut wait = pin!(shelf.gate.wait_until(|| shelf.idle.take()));
+            let mut wait = pin!(shelf.gate.wait_until(Lane::Main, || None, |_| shelf.idle.take()));
             wait.as_mut().poll(&mut Context::from_waker(Waker::noop()))
         };
         if let Poll::Ready(thing) = cancelled {

@@ -6,13 +6,14 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 use std::ops::RangeInclusive;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 
 use parking_lot::Mutex;
 
 use super::{PoolStats, ShmPoolConfig, SizeStats, TakeError};
 use crate::budget::{Budget, Holder, Reservation};
+use crate::gate::{Lane, Turn};
 use crate::hot::HotPlaces;
 use crate::idle::Idle;
 use crate::proto::class::{self, ClassIndex};
@@ -23,8 +24,14 @@ use crate::sys::fork::Origin;
 /// Idle slots of a small class that can be popped without a lock.
 const SMALL_QUEUE: usize = 1_024;
 
+/// Idle slots of a large class at most that can be popped without a lock; no more are kept.
+const LARGE_QUEUE: usize = 1 << 16;
+
 /// Messages so large that the caches of one core have no room for two of them, and for a good part of one.
 const ALTERNATING: RangeInclusive<usize> = 512 << 10..=4 << 20;
+
+/// Messages of this size may have larger slots where there is no room to make one.
+const REUSED_MIN: usize = 512 << 10;
 
 /// One piece of a segment. Whoever holds the only `Arc` of it may write it.
 // Aligned, so that two threads with a slot each do not share a cache line (nor its neighbour, which processors fetch too).
@@ -182,7 +189,8 @@ impl Class {
     fn new(class: ClassIndex, small: bool, max_idle: usize) -> Self {
         // Where few are kept most are to be where everybody looks first.
         let hot = HotPlaces::new(if small { usize::MAX } else { max_idle / 8 });
-        let queued = if small { SMALL_QUEUE } else { max_idle - hot.count() };
+        // Of a small class all are kept, also where each has a segment of its own, because the cap is low.
+        let queued = if small { SMALL_QUEUE } else { max_idle.min(LARGE_QUEUE) - hot.count() };
         Self {
             class,
             hot,
@@ -234,14 +242,12 @@ pub(crate) struct PoolCore {
     /// Made when first used, and apart: there are over a hundred sizes and few are ever seen.
     classes: [OnceLock<Arc<Class>>; class::COUNT],
     /// Held while idle slots are sorted into those to free and those to keep, and during the last look of `find`: under
-    /// it none is in somebody's hands. So nobody has to be woken when the kept ones are put back. Nobody must be: the
-    /// waiter that looks would wake all others and itself, and they would keep each other looking for ever.
+    /// it none is in another's hands. So the waiter that looks need not be woken when the kept ones are put back. It must not be: it
+    /// would keep itself looking for ever.
     sweep: Mutex<()>,
     collectors: Mutex<Vec<Weak<dyn Collect>>>,
     /// Publishers among which the cap is divided.
     publishers: AtomicUsize,
-    /// The last handle is gone: nothing is kept any more.
-    closed: AtomicBool,
 }
 
 impl PoolCore {
@@ -253,7 +259,6 @@ impl PoolCore {
             sweep: Mutex::new(()),
             collectors: Mutex::new(Vec::new()),
             publishers: AtomicUsize::new(0),
-            closed: AtomicBool::new(false),
             config,
         }
     }
@@ -299,11 +304,12 @@ impl PoolCore {
             .ok_or(TakeError::TooLarge { len, max_bytes: self.config.max_bytes })
     }
 
-    /// An idle slot for `len` bytes. Whether the pool could ever hold one need not be asked first: where it could not,
-    /// none is idle.
+    /// An idle slot for `len` bytes, unless others wait for it. Whether the pool could ever hold one need not be asked first: where it
+    /// could not, none is idle.
     #[inline]
     pub(crate) fn take_idle_for(&self, len: usize) -> Option<Arc<Slot>> {
-        self.take_idle(class::class_of(len)?)
+        let class = class::class_of(len)?;
+        if self.budget.gate.is_taken(lane(class)) { None } else { self.take_idle(class) }
     }
 
     /// An idle slot, by one pop: no lock, no look at anything shared with other sizes.
@@ -323,13 +329,37 @@ impl PoolCore {
             .is_some_and(|state| state.idle_len() > 0)
     }
 
-    /// Looks everywhere for a slot: idle, released by subscribers, below the cap, or in the place of idle ones of
-    /// other sizes.
-    pub(crate) fn find(&self, class: ClassIndex) -> Found {
+    /// Looks for a slot on behalf of one who does not wait, or has not yet.
+    pub(crate) fn find_now(&self, class: ClassIndex) -> Found {
+        let turn = self.budget.gate.newcomers_turn(lane(class));
+        turn.map_or(Found::Nothing, |turn| self.find(class, turn))
+    }
+
+    /// Looks for a slot that is idle, or for room below the cap, and nowhere else.
+    pub(crate) fn find_new(&self, class: ClassIndex) -> Found {
+        if self.budget.gate.is_taken(lane(class)) {
+            return Found::Nothing;
+        }
+        if let Some(slot) = self.take_idle(class) {
+            return Found::Slot(slot);
+        }
+        let existing = self.class(class).existing.load(Ordering::Relaxed);
+        Budget::reserve(&self.budget, self.segment_len(class, existing)).map_or(Found::Nothing, Found::Room)
+    }
+
+    /// Looks for a slot: idle, or released by subscribers; and in the first's turn everywhere else: below the cap, or in the place of
+    /// idle ones of other sizes.
+    ///
+    /// Beside the first waiter small messages may have what is idle of their size. A segment that they share is seldom wholly idle, and so of
+    /// no use to the first; and one who holds some small ones and needs another does not wait for the large one that waits for it.
+    pub(crate) fn find(&self, class: ClassIndex, turn: Turn) -> Found {
         if let Some(slot) = self.take_idle(class) {
             return Found::Slot(slot);
         }
         self.collect();
+        if turn == Turn::Beside {
+            return self.take_idle(class).map_or(Found::Nothing, Found::Slot);
+        }
         let existing = self.class(class).existing.load(Ordering::Relaxed);
         let alternate = existing == 1 && self.alternates(class);
         if !alternate && let Some(slot) = self.take_idle(class) {
@@ -344,14 +374,82 @@ impl PoolCore {
         }
         self.budget.sweep_abandoned();
         let _sweeping = self.sweep.lock();
-        for other in ClassIndex::all().rev().filter(|&other| other != class) {
-            self.give_up_idle(other);
-            if let Some(reservation) = Budget::reserve(&self.budget, len) {
-                return Found::Room(reservation);
+        if let Some(slot) = self.take_larger(class) {
+            return Found::Slot(slot);
+        }
+        if let Some(reservation) = self.make_room(class, len) {
+            return Found::Room(reservation);
+        }
+        // One may have been put back while this looked at the other sizes, or another had it in hand for a sweep.
+        if let Some(slot) = self.take_idle(class) {
+            return Found::Slot(slot);
+        }
+        // Of a small size a few slots will do, or a larger one.
+        if class::is_small(class) {
+            let least = class::least_segment_len(class) as u64;
+            let smaller =
+                std::iter::successors(Some(len / 2), |len| Some(len / 2)).take_while(|len| *len > least);
+            for len in smaller.chain([least]) {
+                if let Some(reservation) = Budget::reserve(&self.budget, len) {
+                    return Found::Room(reservation);
+                }
+            }
+            let larger = ClassIndex::all().filter(|&larger| larger > class && class::is_small(larger));
+            if let Some(slot) = { larger }.find_map(|larger| self.take_idle(larger)) {
+                return Found::Slot(slot);
             }
         }
-        // Somebody may have put one back while we looked at the other sizes, or had it in hand for a sweep.
-        self.take_idle(class).map_or(Found::Nothing, Found::Slot)
+        Found::Nothing
+    }
+
+    /// An idle slot of a larger class than this large one, where the cap leaves no room for another: to make a segment of a MiB takes some
+    /// 300 µs. The smallest that there is, as long as no more than half of the cap is lost to messages that are smaller than their slots. The caller
+    /// holds `sweep`.
+    fn take_larger(&self, class: ClassIndex) -> Option<Arc<Slot>> {
+        if class::size_of(class) < REUSED_MIN || !self.config.pooling {
+            return None;
+        }
+        let larger = ClassIndex::all().filter(|&larger| larger > class);
+        let slot = { larger }.find_map(|larger| self.take_idle(larger))?;
+        let lost = |size: usize, used: ClassIndex| size.saturating_sub(class::size_of(used)) as u64;
+        let others = ClassIndex::all().filter(|&other| class::size_of(other) > REUSED_MIN);
+        let others = others.filter_map(|other| self.classes[other.index()].get());
+        let others =
+            others.flat_map(|state| state.slots.lock().iter().filter_map(Weak::upgrade).collect::<Vec<_>>());
+        let sum: u64 = others
+            .filter(|other| !Arc::ptr_eq(other, &slot))
+            .map(|other| class::class_of(other.len()).map_or(0, |used| lost(other.capacity(), used)))
+            .sum();
+        if sum + lost(slot.capacity(), class) <= self.config.max_bytes / 2 {
+            return Some(slot);
+        }
+        self.keep(slot);
+        None
+    }
+
+    /// Gives up idle segments of other sizes until there is room for `len` bytes: first the smaller ones, which could not be used for this
+    /// size, and of larger ones the smallest. The caller holds `sweep`.
+    fn make_room(&self, class: ClassIndex, len: u64) -> Option<Reservation> {
+        let smaller = ClassIndex::all().rev().filter(|&other| other < class);
+        for other in smaller.chain(ClassIndex::all().filter(|&other| other > class)) {
+            if class::is_small(other) {
+                self.give_up_idle(other);
+            } else if let Some(state) = self.classes[other.index()].get() {
+                // No more of them than it takes.
+                while let Some(slot) = state.take_elsewhere() {
+                    free(slot);
+                    if let Some(reservation) = Budget::reserve(&self.budget, len) {
+                        state.know(&[]);
+                        return Some(reservation);
+                    }
+                }
+                state.know(&[]);
+            }
+            if let Some(reservation) = Budget::reserve(&self.budget, len) {
+                return Some(reservation);
+            }
+        }
+        None
     }
 
     /// Whether the second segment is made although the first has come back.
@@ -404,7 +502,7 @@ impl PoolCore {
         let made: Vec<_> =
             out_of_order(slots).into_iter().map(|index| self.slot(&segment, state, index * pitch)).collect();
         let existing = state.know(&made);
-        if let Some(idle) = state.idle.as_ref().filter(|_| slots > 1) {
+        if let Some(idle) = state.idle.as_ref().filter(|_| class::is_small(class)) {
             idle.expect_at_most(existing);
         }
         let mut made = made.into_iter();
@@ -425,9 +523,21 @@ impl PoolCore {
     /// Takes back a slot that nobody else holds.
     #[inline]
     pub(crate) fn give_back(&self, slot: Arc<Slot>) {
-        self.keep(slot);
-        // Where the slot was not kept, its segment's reservation has woken the waiters already.
-        self.budget.gate.wake_all();
+        self.put(slot);
+        // SYNC POINT: closed, then drained. Either the drain finds what was just put, or this sees the close.
+        if self.budget.gate.has_waiters() {
+            self.attend();
+        }
+    }
+
+    /// Waiters look again, where there are some. (Where a slot was not kept, its segment's reservation has woken them already.)
+    #[cold]
+    #[inline(never)]
+    fn attend(&self) {
+        if self.budget.gate.is_closed() {
+            self.drain();
+        }
+        self.budget.gate.wake();
     }
 
     /// Marks a slot that somebody out of reach may go on reading: it is never written again once it has come back. What its
@@ -448,28 +558,32 @@ impl PoolCore {
         slot.shelf.take_all().into_iter().for_each(|idle| self.keep(idle));
     }
 
+    /// Puts a slot back that was taken to be looked at; it wakes no waiter.
+    fn keep(&self, slot: Arc<Slot>) {
+        self.put(slot);
+        // SYNC POINT: closed, then drained.
+        if self.budget.gate.is_closed() {
+            self.drain();
+        }
+    }
+
     /// Makes a slot idle, or frees it beyond `max_idle_per_size`.
     #[inline]
-    fn keep(&self, slot: Arc<Slot>) {
+    fn put(&self, slot: Arc<Slot>) {
         if slot.segment.is_abandoned() {
             return free(slot);
         }
         if let Err(slot) = HotPlaces::try_put(slot, |slot| &slot.shelf.hot) {
-            self.keep_elsewhere(slot);
-        }
-        // SYNC POINT: closed, then drained. Either the drain finds what was just put, or this sees the close.
-        fence_after_rmw();
-        if self.closed.load(Ordering::Relaxed) {
-            self.drain();
+            self.put_elsewhere(slot);
         }
     }
 
     /// Where this thread's own place is full: a slot of a large class for which there is no room is dropped.
     #[inline(never)]
-    fn keep_elsewhere(&self, slot: Arc<Slot>) {
+    fn put_elsewhere(&self, slot: Arc<Slot>) {
         let shelf = self.class(slot.shelf.class);
         match &shelf.idle {
-            Some(idle) if slot.segment.slots() > 1 => idle.put(slot),
+            Some(idle) if class::is_small(shelf.class) => idle.put(slot),
             Some(idle) => drop(idle.try_put(slot).or_else(|slot| shelf.hot.try_put_any(slot))),
             None => drop(shelf.hot.try_put_any(slot)),
         }
@@ -480,7 +594,7 @@ impl PoolCore {
         if self.is_inherited() {
             return;
         }
-        self.closed.swap(true, Ordering::Relaxed);
+        self.budget.gate.close();
         // SYNC POINT: closed, then drained.
         fence_after_rmw();
         // Some of it may hold a reservation, and with it the budget that it lies in.
@@ -563,8 +677,11 @@ impl PoolCore {
 
     fn class(&self, class: ClassIndex) -> &Arc<Class> {
         self.classes[class.index()].get_or_init(|| {
-            let small = class::slots_per_segment(class, self.shared_segment_len(), 0) > 1;
-            Arc::new(Class::new(class, small, self.config.max_idle_per_size))
+            // No more than can exist.
+            let most =
+                usize::try_from(self.config.max_bytes / class::size_of(class) as u64).unwrap_or(usize::MAX);
+            let max_idle = self.config.max_idle_per_size.min(most).max(1);
+            Arc::new(Class::new(class, class::is_small(class), max_idle))
         })
     }
 
@@ -586,6 +703,12 @@ impl std::fmt::Debug for PoolCore {
             .field("budget", &self.budget)
             .finish_non_exhaustive()
     }
+}
+
+/// Where one waits for a slot of `class`.
+#[inline]
+pub(super) fn lane(class: ClassIndex) -> Lane {
+    if class::is_small(class) { Lane::Side } else { Lane::Main }
 }
 
 /// Lets a slot go that is not to be used again.

@@ -6,9 +6,9 @@ use crate::sys::memory::MemoryError;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TakeError {
-    /// Everything the cap allows is in use; only from the `try_` calls.
+    /// Everything the cap allows is in use, or others wait for what is not; only from the `try_` calls.
     #[error(
-        "no segment for {len} bytes: all {max_bytes} bytes of the pool are in use; wait for one, or raise max_bytes"
+        "no segment for {len} bytes: all {max_bytes} bytes of the pool are in use or waited for; wait for one, or raise max_bytes"
     )]
     Full {
         /// The length asked for, in bytes.

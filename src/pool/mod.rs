@@ -22,6 +22,7 @@ pub use self::pooled::PooledSegment;
 pub use self::stats::{PoolStats, SizeStats};
 use crate::blocking::assert_may_block;
 use crate::budget::Reservation;
+use crate::gate::{Lane, Turn};
 use crate::proto::class::{self, ClassIndex};
 
 /// From here on a segment is made on another thread: its page faults take longer than starting one.
@@ -60,6 +61,14 @@ pub struct ShmSegmentPool {
     _open: Arc<Open>,
 }
 
+/// Whether the message that memory is for was accepted already.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Promised {
+    /// It goes before all others.
+    Yes,
+    No,
+}
+
 /// Held by every handle of a pool; with the last one it closes.
 #[derive(Debug)]
 struct Open(Arc<PoolCore>);
@@ -79,11 +88,12 @@ impl ShmSegmentPool {
 
     /// Takes a segment of at least `len` bytes, or fails at once if the cap leaves no room for it.
     ///
-    /// Its content is unspecified. The capacity is at most a quarter above `len`.
+    /// Its content is unspecified. The capacity is at most a quarter above `len`, or 63 bytes if that is more; except at the cap, where an
+    /// idle one that is larger may serve.
     ///
     /// # Errors
     ///
-    /// [`TakeError::Full`] at the cap, [`TakeError::TooLarge`] if the cap could never allow it, and
+    /// [`TakeError::Full`] at the cap or where others wait for it, [`TakeError::TooLarge`] if the cap could never allow it, and
     /// [`TakeError::Memory`] if the system refuses the memory.
     #[inline]
     pub fn try_take(&self, len: usize) -> Result<PooledSegment, TakeError> {
@@ -97,6 +107,13 @@ impl ShmSegmentPool {
 
     /// Takes a segment of at least `len` bytes, waiting at the cap until one comes free.
     ///
+    /// Waiters are served in the order in which they came, tasks and threads alike: what comes free adds up for the first one, and a later
+    /// one does not take it. Sizes up to 16 KiB share segments, of which the first could seldom have the whole: what is idle of such a
+    /// size goes to those who want it meanwhile, in their own order.
+    ///
+    /// A task that holds segments while it waits for another may be waiting for itself, and a future that is neither polled nor dropped
+    /// holds up those behind it.
+    ///
     /// Within a runtime a segment of 512 KiB or more that has to be made is made on a thread started for it, so that no task is kept
     /// waiting for its page faults; on this thread where none can be started. A smaller one is made here, in 0.2 ms or less.
     ///
@@ -108,7 +125,9 @@ impl ShmSegmentPool {
     ///
     /// Cancel safe: a segment that comes too late goes back to the pool, and the next waiter is woken.
     pub async fn take(&self, len: usize) -> Result<PooledSegment, TakeError> {
-        self.take_until(len, || false).await.expect("only a stop ends the wait without a result")
+        self.take_until(len, Promised::No, || false)
+            .await
+            .expect("only a stop ends the wait without a result")
     }
 
     /// As [`take`](Self::take), waiting on this thread.
@@ -143,23 +162,26 @@ impl ShmSegmentPool {
 
     /// Makes segments until `count` slots of `len` bytes are idle, and returns how many that left idle.
     ///
-    /// Takes no more than the cap and, for large sizes, `max_idle_per_size` allow. It makes them on this thread: about
+    /// Makes no more than there is room for below the cap, without giving up idle segments of other sizes; and of sizes above 16 KiB no
+    /// more than `max_idle_per_size`, which is what is kept. It makes them on this thread: about
     /// 300 µs for each MiB.
     ///
     /// # Errors
     ///
     /// [`TakeError::TooLarge`] and [`TakeError::Memory`]. Reaching the cap is none: the count tells.
     pub fn prewarm(&self, len: usize, count: usize) -> Result<usize, TakeError> {
+        let size = self.core().class_for(len)?;
+        let kept = if class::is_small(size) { usize::MAX } else { self.core().config.max_idle_per_size };
         let mut taken = Vec::new();
-        while taken.len() < count {
-            match self.try_take(len) {
-                Ok(segment) => taken.push(segment),
-                Err(TakeError::Full { .. }) => break,
-                Err(error) => return Err(error),
-            }
+        while taken.len() < count.min(kept) {
+            let slot = match self.core().find_new(size) {
+                Found::Slot(slot) => slot,
+                Found::Room(room) => self.core().create(size, room)?,
+                Found::Nothing => break,
+            };
+            taken.push(PooledSegment::new(slot, len));
         }
         drop(taken);
-        let size = self.core().class_for(len)?;
         let size = class::size_of(size);
         Ok(self.stats().sizes.iter().find(|stats| stats.size == size).map_or(0, |stats| stats.idle))
     }
@@ -175,10 +197,29 @@ impl ShmSegmentPool {
         self.core().stats()
     }
 
-    /// An idle segment, if there is one right here.
+    /// An idle segment, if there is one right here and no other waits for it.
     #[inline]
     pub(crate) fn take_idle(&self, len: usize) -> Option<PooledSegment> {
         self.core().take_idle_for(len).map(|slot| PooledSegment::new(slot, len))
+    }
+
+    /// An idle segment, if there is one right here, for a message that was accepted already: before all who wait.
+    pub(crate) fn take_idle_first(&self, len: usize) -> Option<PooledSegment> {
+        self.core().take_idle(class::class_of(len)?).map(|slot| PooledSegment::new(slot, len))
+    }
+
+    /// As [`try_take`](Self::try_take), by one whose turn it is.
+    #[cfg(feature = "zenoh")]
+    pub(crate) fn try_take_in_turn(&self, len: usize, turn: Turn) -> Result<PooledSegment, TakeError> {
+        let class = self.core().class_for(len)?;
+        let found = self.core().find(class, turn);
+        self.made_of(found, class, len).map(|slot| PooledSegment::new(slot, len))
+    }
+
+    /// Where one waits for `len` bytes.
+    #[cfg(feature = "zenoh")]
+    pub(crate) fn lane(&self, len: usize) -> Lane {
+        class::class_of(len).map_or(Lane::Main, core::lane)
     }
 
     pub(crate) fn core(&self) -> &Arc<PoolCore> {
@@ -189,13 +230,19 @@ impl ShmSegmentPool {
     pub(crate) async fn take_until(
         &self,
         len: usize,
+        promised: Promised,
         stop: impl Fn() -> bool,
     ) -> Option<Result<PooledSegment, TakeError>> {
         let class = match self.core().class_for(len) {
             Ok(class) => class,
             Err(error) => return Some(Err(error)),
         };
-        let found = self.core().budget.gate.wait_until(|| self.look(class, &stop)).await?;
+        let lane = match promised {
+            Promised::Yes => Lane::Urgent,
+            Promised::No => core::lane(class),
+        };
+        let ended = || stop().then_some(None);
+        let found = self.core().budget.gate.wait_until(lane, ended, |turn| self.look(class, turn)).await?;
         let slot = match found {
             Found::Room(room) => self.create_elsewhere(class, room).await,
             Found::Slot(slot) => Ok(slot),
@@ -215,8 +262,11 @@ impl ShmSegmentPool {
             Ok(class) => class,
             Err(error) => return Some(Err(error)),
         };
-        let Some(found) = self.core().budget.gate.blocking_wait_until(deadline, || self.look(class, &stop))
-        else {
+        let gate = &self.core().budget.gate;
+        let ended = || stop().then_some(None);
+        let found =
+            gate.blocking_wait_until(core::lane(class), deadline, ended, |turn| self.look(class, turn));
+        let Some(found) = found else {
             return Some(Err(TakeError::TimedOut { len }));
         };
         let slot = match found? {
@@ -227,12 +277,9 @@ impl ShmSegmentPool {
         Some(slot.map(|slot| PooledSegment::new(slot, len)))
     }
 
-    /// One attempt of a waiter: `Some(None)` when it is to stop.
-    fn look(&self, class: ClassIndex, stop: impl Fn() -> bool) -> Option<Option<Found>> {
-        if stop() {
-            return Some(None);
-        }
-        match self.core().find(class) {
+    /// One attempt of a waiter.
+    fn look(&self, class: ClassIndex, turn: Turn) -> Option<Option<Found>> {
+        match self.core().find(class, turn) {
             Found::Nothing => None,
             found => Some(Some(found)),
         }
@@ -241,7 +288,11 @@ impl ShmSegmentPool {
     #[cold]
     fn find_or_create(&self, len: usize) -> Result<Arc<Slot>, TakeError> {
         let class = self.core().class_for(len)?;
-        match self.core().find(class) {
+        self.made_of(self.core().find_now(class), class, len)
+    }
+
+    fn made_of(&self, found: Found, class: ClassIndex, len: usize) -> Result<Arc<Slot>, TakeError> {
+        match found {
             Found::Slot(slot) => Ok(slot),
             Found::Room(room) => self.core().create(class, room),
             Found::Nothing => Err(TakeError::Full { len, max_bytes: self.core().config.max_bytes }),

@@ -12,7 +12,9 @@ use super::core::{PoolCore, Slot};
 /// A writable piece of shared memory from a [`ShmSegmentPool`](crate::ShmSegmentPool); dropping it gives it back.
 ///
 /// Derefs to the bytes asked for; [`capacity`](Self::capacity) tells how many there are. The content is unspecified
-/// at first: what the last user left, or zeros.
+/// at first: what the last user left, or zeros. The first byte is aligned to [`ALIGN`](crate::ALIGN).
+///
+/// A publisher that shares the pool sends it without a copy as a loan: [`ShmLoan::from`](crate::ShmLoan#impl-From<PooledSegment>-for-ShmLoan).
 ///
 /// # Panics
 ///

@@ -12,6 +12,9 @@ pub(crate) const GRAIN: usize = 64;
 /// The largest slot, and so the largest message.
 pub(crate) const LARGEST: usize = 1 << if usize::BITS >= 64 { 40 } else { 30 };
 
+// What `ALIGN` promises of slots: offsets and sizes are multiples of it, and segments begin at a page.
+const _: () = assert!(GRAIN.is_multiple_of(crate::ALIGN) && PITCH_MIN.is_multiple_of(crate::ALIGN));
+
 /// How many classes there are.
 pub(crate) const COUNT: usize = index_of(LARGEST) + 1;
 
@@ -32,6 +35,9 @@ const SPREAD: usize = 512;
 /// Slots of the first segment of a small class. Idle slots are used in turn, so that with more of them than are needed all would
 /// go through the caches; where more are needed, each further segment has as many as there are already.
 pub(crate) const FIRST_SLOTS: usize = 128;
+
+/// A small class's first segment takes no more than one part of so many of what a shared segment may: of 64 sizes each has some.
+const FIRST_SHARE: usize = 8;
 
 /// What a segment's length is a multiple of. Where the host's pages are larger, the memory object is rounded up by it.
 const PAGE: usize = 4096;
@@ -61,6 +67,12 @@ pub(crate) const fn class_of(len: usize) -> Option<ClassIndex> {
     if len <= LARGEST { Some(ClassIndex(index_of(len) as u8)) } else { None }
 }
 
+/// Whether slots of `class` may share a segment; those of a larger one have each its own.
+#[inline]
+pub(crate) const fn is_small(class: ClassIndex) -> bool {
+    class.0 as usize <= index_of(SMALL_MAX)
+}
+
 /// Bytes of one slot.
 #[inline]
 pub(crate) const fn size_of(class: ClassIndex) -> usize {
@@ -75,16 +87,29 @@ pub(crate) const fn pitch(class: ClassIndex, max_segment_bytes: usize, existing:
     if spread && size < PITCH_MIN { PITCH_MIN } else { size }
 }
 
-/// How many slots the next segment of `class` has when there are `existing` ones: one of a large class, else [`FIRST_SLOTS`] or
-/// as many as there are, but no more than fit into [`SHARED_SEGMENT`] and `max_segment_bytes`, and one at least.
+/// How many slots the next segment of `class` has when there are `existing` ones: one of a large class, else [`FIRST_SLOTS`] (fewer where
+/// that is more than a [`FIRST_SHARE`] of `max_segment_bytes`) or as many as there are, but no more than fit into [`SHARED_SEGMENT`] and
+/// `max_segment_bytes`, and one at least.
 pub(crate) const fn slots_per_segment(class: ClassIndex, max_segment_bytes: usize, existing: usize) -> usize {
     let size = pitch(class, max_segment_bytes, existing);
     let room = if max_segment_bytes < SHARED_SEGMENT { max_segment_bytes } else { SHARED_SEGMENT };
     if size > SMALL_MAX || room < size {
         return 1;
     }
-    let (fit, wanted) = (room / size, if existing > FIRST_SLOTS { existing } else { FIRST_SLOTS });
-    if wanted < fit { wanted } else { fit }
+    // Where the cap is low many sizes are to have their first slots.
+    let first = most_of(FIRST_SLOTS, max_segment_bytes / FIRST_SHARE / size);
+    let wanted = if existing > first { existing } else { first };
+    let (fit, wanted) = (room / size, if wanted == 0 { 1 } else { wanted });
+    most_of(fit, wanted)
+}
+
+const fn most_of(most: usize, wanted: usize) -> usize {
+    if wanted < most { wanted } else { most }
+}
+
+/// The least that a segment of `class` can be: one slot, rounded up to whole pages.
+pub(crate) const fn least_segment_len(class: ClassIndex) -> usize {
+    size_of(class).next_multiple_of(PAGE)
 }
 
 /// Bytes of that segment: its slots, rounded up to whole pages.

@@ -247,11 +247,13 @@ impl ShmPublisherBuilder {
         let pool = self.shared_pool.unwrap_or_else(|| ShmSegmentPool::new(self.pool));
         let (notifier, waiter) = event();
         let shared = Shared::new(config, pool, Acceptor::new(Arc::clone(&listener)), notifier);
+        // Before what may fail: dropped, it closes the publisher, of which nothing stays.
+        let publisher = ShmPublisher::from_shared(Arc::clone(&shared));
         let entered = handle.enter();
-        let task = TxTask::new(Arc::clone(&shared), waiter, listener, place).map_err(failed)?;
+        let task = TxTask::new(shared, waiter, listener, place).map_err(failed)?;
         drop(entered);
         handle.spawn(task.run());
-        Ok(ShmPublisher::from_shared(shared))
+        Ok(publisher)
     }
 }
 

@@ -8,6 +8,8 @@ mod delivery;
 mod error;
 mod journal;
 pub(crate) mod links;
+#[cfg(all(test, not(tokio_shm_loom)))]
+mod order_tests;
 mod pace;
 mod patience;
 mod published;
@@ -32,8 +34,9 @@ use self::staged::Staged;
 pub use self::stats::PublisherStats;
 use crate::blocking::assert_may_block;
 use crate::buffer::{Home, Payload, ShmLoan};
+use crate::gate::Lane;
 use crate::line::NoPlace;
-use crate::pool::ShmSegmentPool;
+use crate::pool::{Promised, ShmSegmentPool};
 
 /// Publishes messages to a topic.
 ///
@@ -127,13 +130,15 @@ impl ShmPublisher {
 
     /// A writable message of `len` bytes, waiting at the pool's cap until memory comes free.
     ///
+    /// Who waits is served in the order of coming, as [`ShmSegmentPool::take`] says.
+    ///
     /// # Errors
     ///
     /// [`LoanError`]: the publisher is closed, or the pool can never hold so much, or the system refuses the memory.
     ///
     /// # Cancel safety
     ///
-    /// Cancel safe: no memory is lost and no other waiter misses its turn.
+    /// Cancel safe: no memory is lost, and the turn goes to the next waiter.
     pub async fn loan(&self, len: usize) -> Result<ShmLoan, LoanError> {
         match self.idle_loan(len) {
             Some(loan) => Ok(loan),
@@ -182,7 +187,7 @@ impl ShmPublisher {
         self.loan_until(len, Instant::now().checked_add(timeout))
     }
 
-    /// Sends a message, waiting while the queue is full.
+    /// Sends a message, waiting while the queue is full. Senders that wait get their places in the order in which they came.
     ///
     /// With `Ok` the message is accepted: it is on its way to every subscriber there is, in the order of acceptance,
     /// and with nobody else delivering it is there already. A [`ShmLoan`] is not copied, anything else once.
@@ -203,7 +208,7 @@ impl ShmPublisher {
         }
         let mut staged = Staged::new(buf);
         let accepted = match self.stage_now(&mut staged) {
-            Ok(()) => self.accept(&mut staged),
+            Ok(()) => self.accept_now(&mut staged),
             Err(kind) if kind.is_pool_full() => None,
             Err(kind) => Some(Err(kind)),
         };
@@ -225,7 +230,7 @@ impl ShmPublisher {
     pub fn try_send<B: Payload>(&self, buf: B) -> Result<(), SendError<B::Returned>> {
         let mut staged = Staged::new(buf);
         let staged_now = self.stage_now(&mut staged);
-        match staged_now.and_then(|()| self.accept(&mut staged).unwrap_or(Err(SendErrorKind::Full))) {
+        match staged_now.and_then(|()| self.accept_now(&mut staged).unwrap_or(Err(SendErrorKind::Full))) {
             Ok(()) => Ok(()),
             Err(kind) => Err(staged.into_error(kind)),
         }
@@ -375,7 +380,9 @@ impl ShmPublisher {
                 Err(error) => return Err(staged.into_error(error)),
             }
         }
-        let accepted = self.shared.room.blocking_wait_until(deadline, || self.accept(&mut staged));
+        let room = &self.shared.room;
+        let accepted =
+            room.blocking_wait_until(Lane::Main, deadline, || self.closed(), |_| self.accept(&mut staged));
         match accepted.unwrap_or(Err(SendErrorKind::TimedOut)) {
             Ok(()) => Ok(()),
             Err(kind) => Err(staged.into_error(kind)),
@@ -413,7 +420,7 @@ impl ShmPublisher {
     #[cold]
     async fn loan_waiting(&self, len: usize) -> Result<ShmLoan, LoanError> {
         self.check_open()?;
-        let taken = self.shared.pool.take_until(len, || self.shared.is_closed()).await;
+        let taken = self.shared.pool.take_until(len, Promised::No, || self.shared.is_closed()).await;
         Ok(ShmLoan::new(taken.ok_or_else(|| self.shared.refusal())??))
     }
 
@@ -427,10 +434,25 @@ impl ShmPublisher {
                 Err(error) => return Err(staged.into_error(error)),
             }
         }
-        match self.shared.room.wait_until(|| self.accept(&mut staged)).await {
+        let room = &self.shared.room;
+        match room.wait_until(Lane::Main, || self.closed(), |_| self.accept(&mut staged)).await {
             Ok(()) => Ok(()),
             Err(kind) => Err(staged.into_error(kind)),
         }
+    }
+
+    /// What ends the wait for a place.
+    fn closed(&self) -> Option<Result<(), SendErrorKind>> {
+        self.shared.is_closed().then_some(Err(SendErrorKind::Closed))
+    }
+
+    /// As [`accept`](Self::accept), of a sender that has not waited: not before those that do.
+    #[inline]
+    fn accept_now<B: Payload>(&self, staged: &mut Staged<B>) -> Option<Result<(), SendErrorKind>> {
+        if self.shared.room.is_taken(Lane::Main) {
+            return self.closed();
+        }
+        self.accept(staged)
     }
 
     /// Accepts the message if there is a place for it; `None`: not now. Once `Ok`, `staged` is empty.

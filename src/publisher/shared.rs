@@ -23,7 +23,7 @@ use super::stats::PublisherStats;
 use crate::OnFull;
 use crate::access::Access;
 use crate::event::Notifier;
-use crate::gate::Gate;
+use crate::gate::{FairGate, Gate};
 use crate::line::{Joined, Line, NoPlace, is_reached};
 use crate::link::LinkSeed;
 use crate::pool::core::{Collect, Slot};
@@ -90,8 +90,8 @@ pub(crate) struct Shared {
     line: Arc<Line<Queued>>,
     /// Bytes of what is in `line`.
     backlog: Backlog,
-    /// Senders that wait for a place.
-    pub(crate) room: Gate,
+    /// Senders that wait for a place, in the order in which they came.
+    pub(crate) room: FairGate,
     /// Sinks that wait for a place. A gate of their own, where all are always woken: one whose owner polls it no more
     /// stays registered, and would swallow a wake-up meant for another; and one may not take a place while a message
     /// waits in the heap, where a sender may.
@@ -171,7 +171,7 @@ impl Shared {
             acceptor,
             notifier,
             handles: AtomicUsize::new(1),
-            room: Gate::new(),
+            room: FairGate::new(),
             sinks: Gate::new(),
             control: Mutex::default(),
             controls: AtomicUsize::new(0),
@@ -283,10 +283,6 @@ impl Shared {
         let Some(mut delivery) = self.enter() else { return false };
         let accepted = self.deliver_inside(&mut delivery, message);
         self.leave(delivery);
-        if accepted {
-            // A sender that was woken for a place has left it free: it is the next one's.
-            self.room.wake(1);
-        }
         accepted
     }
 
@@ -324,9 +320,9 @@ impl Shared {
         }
     }
 
-    /// Wakes who waits for one of `places` places that came free.
-    pub(crate) fn wake_for_room(&self, places: usize) {
-        self.room.wake(places);
+    /// Wakes who waits for a place: one has come free.
+    pub(crate) fn wake_for_room(&self) {
+        self.room.wake();
         self.sinks.wake_all();
     }
 

@@ -160,7 +160,7 @@ impl ShmPublisher {
 /// Lets others have a reserved place.
 fn give_up(shared: &Shared) {
     shared.line().cancel_reserved();
-    shared.wake_for_room(1);
+    shared.wake_for_room();
 }
 
 /// What a waiting sink tries: it may be that only what sinks accepted without a signal fills the queue.

@@ -10,7 +10,7 @@ use super::links;
 use super::published::Published;
 use super::shared::{Config, Shared};
 use crate::event::Waiter;
-use crate::pool::PooledSegment;
+use crate::pool::{PooledSegment, Promised};
 use crate::reactor::Watched;
 use crate::sys::socket::Listener;
 use crate::sys::timer::Timer;
@@ -122,7 +122,7 @@ impl TxTask {
     async fn feed(&self) -> Option<PooledSegment> {
         let Some(len) = self.shared.slot_wanted() else { return pending().await };
         let shared = &self.shared;
-        match shared.pool.take_until(len, || shared.has_ended()).await {
+        match shared.pool.take_until(len, Promised::Yes, || shared.has_ended()).await {
             Some(Ok(segment)) => {
                 self.refused.store(false, Ordering::Relaxed);
                 Some(segment)

@@ -1,8 +1,8 @@
 //! Stand-ins under loom, with the API of the real primitives.
 //!
-//! Each is a loom mutex around plain data, so it orders *more* than the original does: a model can show that our code
+//! Locks and `Notify` are a loom mutex around plain data, which orders *more* than the original does: a model can show that our code
 //! misuses one of them, not that one of them is broken. What our code publishes itself must go through its own
-//! atomics.
+//! atomics. The futex and the queue have the steps and orderings of the real ones.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -11,10 +11,14 @@ use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
+mod queue;
+
 pub(crate) use ::loom::cell::UnsafeCell;
 use ::loom::sync as mock;
 pub(crate) use ::loom::sync::Arc;
 use ::loom::sync::atomic::{AtomicU32, Ordering};
+
+pub(crate) use self::queue::ArrayQueue;
 
 /// `parking_lot::Mutex`: no poisoning.
 pub(crate) struct Mutex<T>(mock::Mutex<T>);
@@ -175,62 +179,6 @@ impl Futex {
         self.word.fetch_add(1, Ordering::Release);
         drop(self.queue.lock());
         self.asleep.notify_all();
-    }
-}
-
-/// `crossbeam_queue::ArrayQueue`.
-pub(crate) struct ArrayQueue<T> {
-    items: Mutex<VecDeque<T>>,
-    capacity: usize,
-}
-
-impl<T> ArrayQueue<T> {
-    pub(crate) fn new(capacity: usize) -> Self {
-        assert!(capacity > 0, "capacity must be non-zero");
-        Self { items: Mutex::new(VecDeque::new()), capacity }
-    }
-
-    pub(crate) fn push(&self, item: T) -> Result<(), T> {
-        let mut items = self.items.lock();
-        if items.len() == self.capacity {
-            return Err(item);
-        }
-        items.push_back(item);
-        Ok(())
-    }
-
-    /// Pushes; when full, the oldest makes room and is returned.
-    pub(crate) fn force_push(&self, item: T) -> Option<T> {
-        let mut items = self.items.lock();
-        let oldest = if items.len() == self.capacity { items.pop_front() } else { None };
-        items.push_back(item);
-        oldest
-    }
-
-    pub(crate) fn pop(&self) -> Option<T> {
-        self.items.lock().pop_front()
-    }
-
-    pub(crate) fn len(&self) -> usize {
-        self.items.lock().len()
-    }
-
-    pub(crate) fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    pub(crate) fn is_full(&self) -> bool {
-        self.len() == self.capacity
-    }
-
-    pub(crate) fn capacity(&self) -> usize {
-        self.capacity
-    }
-}
-
-impl<T> fmt::Debug for ArrayQueue<T> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ArrayQueue").finish_non_exhaustive()
     }
 }
 

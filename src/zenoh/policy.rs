@@ -14,7 +14,7 @@ use ::zenoh::shm::{
 use super::PoolBackend;
 use super::backend::bytes_for;
 use super::pace::{Pace, Ticks};
-use crate::pool::TakeError;
+use crate::pool::{Promised, TakeError};
 
 /// An idle slot; else what receivers have let go; else a new segment, below the cap; else fails.
 ///
@@ -86,16 +86,18 @@ impl AllocPolicy<PoolBackend> for Waiting {
         let len = bytes_for(layout).ok_or(ZAllocError::Other)?;
         let pool = backend.pool();
         let mut pace = Pace::new();
+        let mut place = pool.core().budget.gate.join(pool.lane(len));
         loop {
             // Nobody tells us of what receivers in other processes let go.
             let must_look = backend.may_collect();
             let deadline = must_look.then(|| Instant::now() + pace.interval());
-            let outcome = pool.core().budget.gate.blocking_wait_until(deadline, || {
+            let ended = || {
                 collect(provider, &backend);
-                match pool.try_take(len) {
-                    Err(TakeError::Full { .. }) => (!must_look && backend.may_collect()).then_some(None),
-                    taken => Some(Some(taken)),
-                }
+                (!must_look && backend.may_collect()).then_some(None)
+            };
+            let outcome = place.block_until(deadline, ended, |turn| match pool.try_take_in_turn(len, turn) {
+                Err(TakeError::Full { .. }) => None,
+                taken => Some(Some(taken)),
             });
             if let Some(Some(taken)) = outcome {
                 return backend.hand_out(taken);
@@ -133,7 +135,7 @@ async fn wait(layout: &MemoryLayout, provider: &ShmProvider<PoolBackend>) -> Chu
         collect(provider, &backend);
         false
     };
-    let mut take = pin!(backend.pool().take_until(len, look));
+    let mut take = pin!(backend.pool().take_until(len, Promised::No, look));
     let mut ticks = None;
     let taken = poll_fn(|cx| {
         loop {

@@ -69,7 +69,7 @@ impl Shared {
     /// would wait for ever.
     fn swap_out(&self, delivery: &mut Delivery, len: usize, popped: &mut usize) -> Option<PooledSegment> {
         self.reclaim(delivery);
-        if let Some(idle) = self.pool.take_idle(len) {
+        if let Some(idle) = self.pool.take_idle_first(len) {
             return Some(idle);
         }
         // No more of them than the queue is long: each has given its place to another.

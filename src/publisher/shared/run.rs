@@ -190,7 +190,7 @@ impl Shared {
             // Taken after the pops: later than any of these messages was accepted.
             delivery.log(monotonic_ns());
             delivery.front.give_back(popped);
-            self.wake_for_room(popped);
+            self.wake_for_room();
         }
         if done + heads_done > 0 {
             // Before, so that whoever has flushed finds all of it in the statistics.
@@ -202,7 +202,7 @@ impl Shared {
             self.flushed.wake_all();
             if popped == 0 {
                 // The head has gone, and no place has come free: they may all be reserved, and a sender needs none now.
-                self.room.wake(1);
+                self.room.wake();
             }
         }
     }
@@ -266,12 +266,12 @@ impl Shared {
             self.prepare(&mut delivery);
             self.work(&mut delivery);
             if !self.conclude(delivery) {
-                self.room.wake(1);
+                self.room.wake();
                 return;
             }
         }
         self.notify();
-        self.room.wake(1);
+        self.room.wake();
     }
 
     /// Notes for others what the run has come to.
