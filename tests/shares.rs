@@ -3,11 +3,13 @@
 
 mod support;
 
+use std::collections::VecDeque;
 use std::fmt::{self, Write as _};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use support::{Dir, LIMIT, Peer, Role, until, within};
+use futures::SinkExt;
+use support::{Dir, LIMIT, Peer, Random, Role, until, within};
 use tokio_shm::{OnFull, RecvError, ShmPoolConfig, ShmPublisher, ShmSegmentPool, ShmSubscriber};
 use tracing::field::{Field, Visit};
 
@@ -351,4 +353,95 @@ fn wait_for_a_subscriber_is_told_once_with_its_name_and_what_it_holds() {
             tokio::time::timeout(LIMIT, sender).await.unwrap();
         });
     }
+}
+
+/// Holds up to `most` samples, lets one go when nothing comes for a while, and returns how many messages came or are told as missed.
+async fn hold_some(mut subscriber: ShmSubscriber, most: usize) -> u64 {
+    let mut held = VecDeque::new();
+    let mut seen = 0;
+    loop {
+        match tokio::time::timeout(Duration::from_millis(2), subscriber.recv()).await {
+            Ok(Ok(sample)) => {
+                seen += 1;
+                held.push_back(sample);
+                if held.len() > most {
+                    held.pop_front();
+                }
+            }
+            Ok(Err(RecvError::Closed)) => return seen,
+            Ok(Err(error)) => seen += lagged(&error),
+            Err(_) => drop(held.pop_front()),
+        }
+    }
+}
+
+/// Sends messages of random lengths in random ways, some of them given up; returns how many were accepted.
+async fn send_some(mut publisher: ShmPublisher, seed: u64) -> u64 {
+    let mut random = Random::new(seed);
+    let mut accepted = 0;
+    for _ in 0..150 {
+        let len = 1 << (6 + random.below(16));
+        let patience = if random.below(4) == 0 { Duration::from_micros(random.below(300)) } else { LIMIT };
+        let sent = match random.below(3) {
+            0 => {
+                let loan = publisher.loan(len);
+                match tokio::time::timeout(patience, loan).await {
+                    Ok(loan) => {
+                        within("send", publisher.send(loan.unwrap())).await.unwrap();
+                        Ok(())
+                    }
+                    Err(elapsed) => Err(elapsed),
+                }
+            }
+            1 => tokio::time::timeout(patience, publisher.send(&vec![0; len][..]))
+                .await
+                .map(|sent| sent.unwrap()),
+            _ => {
+                within("feed", publisher.feed(vec![0; len])).await.unwrap();
+                if random.below(2) == 0 {
+                    within("flush", SinkExt::<Vec<u8>>::flush(&mut publisher)).await.unwrap();
+                }
+                Ok(())
+            }
+        };
+        match sent {
+            Ok(()) => accepted += 1,
+            Err(_) => assert!(patience < LIMIT, "a sender is stuck"),
+        }
+    }
+    accepted
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn storm_of_sizes_and_holders_in_a_shared_pool_goes_on_to_its_end() {
+    let dir = Dir::new();
+    let shared = ShmSegmentPool::new(pool(16));
+    let mut topics = Vec::new();
+    for (topic, seed) in [("a", 1), ("b", 2)] {
+        let publisher = dir.publisher(topic).shared_pool(&shared).queue(8).history(2).bind().unwrap();
+        let mut readers = Vec::new();
+        for (most, on_full) in
+            [(0, None), (3, Some(OnFull::DropOldest)), (5, None), (9, Some(OnFull::DropNewest))]
+        {
+            let mut subscriber = dir.subscriber(topic).depth(8).end_with_last_publisher(true);
+            if let Some(on_full) = on_full {
+                subscriber = subscriber.on_full(on_full);
+            }
+            readers.push(tokio::spawn(hold_some(subscriber.connect().unwrap(), most)));
+        }
+        within("subscribers", publisher.wait_for_subscribers(4)).await;
+        let senders = [0, 1, 2].map(|n| tokio::spawn(send_some(publisher.clone(), seed * 10 + n)));
+        topics.push((publisher, readers, senders));
+    }
+    for (publisher, readers, senders) in topics {
+        let mut accepted = 0;
+        for sender in senders {
+            accepted += within("sender", sender).await.unwrap();
+        }
+        within("close", publisher.close()).await.unwrap();
+        for reader in readers {
+            assert_eq!(within("reader", reader).await.unwrap(), accepted);
+        }
+    }
+    until("everything is back", || shared.stats().in_use() == 0).await;
 }
