@@ -21,7 +21,9 @@ mod tests;
 use std::fmt;
 use std::pin::pin;
 
-pub(crate) use self::fair::{FairGate, Lane, Turn};
+#[cfg(not(tokio_shm_loom))]
+pub(crate) use self::fair::Turn;
+pub(crate) use self::fair::{FairGate, Lane};
 use crate::sync::atomic::{AtomicUsize, Ordering, fence};
 use crate::sync::{Notify, fence_after_rmw};
 

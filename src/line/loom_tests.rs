@@ -52,7 +52,7 @@ impl Publisher {
         let target = self.line.joined();
         self.pump();
         let flushed = || (self.count.load(Ordering::Acquire) >= target).then_some(());
-        self.flushed.blocking_wait_until(None, flushed);
+        loom::future::block_on(self.flushed.wait_until(flushed));
     }
 
     fn close(&self) {
