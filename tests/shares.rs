@@ -344,9 +344,12 @@ fn wait_for_a_subscriber_is_told_once_with_its_name_and_what_it_holds() {
             let told = warnings.0.lock().unwrap().clone();
             assert_eq!(told.len(), 1, "{told:?}");
             let bytes = if link_bytes.is_some() { 16 * MIB } else { 12 * MIB };
-            for word in
-                ["topic=\"t\"", &format!("pid={}", hoarder.pid()), &format!("bytes={bytes}"), "max_bytes"]
-            {
+            for word in [
+                "topic=\"t\"",
+                &format!("process={} (", hoarder.pid()),
+                &format!("bytes={bytes}"),
+                "max_bytes",
+            ] {
                 assert!(told[0].contains(word), "{word} in {}", told[0]);
             }
             hoarder.kill();

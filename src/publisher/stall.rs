@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::link::Holding;
+use crate::text::Called;
 
 /// How long senders wait for one subscriber before it is worth a warning.
 const AFTER_NS: u64 = 1_000_000_000;
@@ -58,16 +59,12 @@ impl Stall {
     /// Writes the warning into the log. Not to be called where other senders wait for the caller.
     pub(crate) fn warn(&self, topic: &str) {
         let Self { subscriber: Holding { peer, messages, bytes, depth }, share, .. } = self;
-        let pid =
-            peer.peer_credentials().ok().and_then(|peer| peer.pid).map(|pid| pid.as_raw_nonzero().get());
-        let name = pid.and_then(|pid| std::fs::read_to_string(format!("/proc/{pid}/comm")).ok());
-        let process = name.as_deref().map_or("unknown", str::trim_end);
-        let (pid, waited) = (pid.unwrap_or(0), Duration::from_nanos(self.waited_ns));
+        let process = Called::of(peer.peer_credentials().ok().and_then(|peer| peer.pid));
+        let waited = Duration::from_nanos(self.waited_ns);
         if self.for_memory {
             tracing::warn!(
                 topic,
-                pid,
-                process,
+                %process,
                 messages,
                 bytes,
                 ?waited,
@@ -77,8 +74,7 @@ impl Stall {
         } else {
             tracing::warn!(
                 topic,
-                pid,
-                process,
+                %process,
                 messages,
                 depth,
                 bytes,
