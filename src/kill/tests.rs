@@ -266,6 +266,7 @@ impl Tally {
         let states: Vec<_> = self.kills.iter().map(|(state, count)| format!("{count} {state}")).collect();
         let faults = self.faults.len();
         println!("\nkills: {whom}: {kills} ({}), {faults} faults", states.join(", "));
+        println!("kills: {whom}: {}", victim::apart());
         for (what, times) in &mut self.times {
             times.sort_unstable();
             let at = |share: f64| times[((times.len() - 1) as f64 * share) as usize] as f64 / 1e6;

@@ -4,6 +4,8 @@ use std::io::{Read, Write};
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::LazyLock;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -20,7 +22,41 @@ pub(super) struct Victim {
     heard: Vec<u8>,
     /// When it came to the point where it killed itself, by its own word.
     pub(super) died_at: Option<u64>,
+    /// It runs in a pid namespace of its own, where its peers have no numbers and it has none for them.
+    is_apart: bool,
 }
+
+/// Of so many victims one is in a pid namespace of its own.
+const APART: u32 = 4;
+
+/// What starts a program in a pid namespace of its own, and ends it when it is killed itself. The shell is there because the first
+/// process of such a namespace cannot kill itself.
+const UNSHARE: [&str; 7] = ["unshare", "--pid", "--fork", "--kill-child", "sh", "-c", "\"$0\" \"$@\"; exit"];
+
+/// Whether that is allowed here.
+fn may_be_apart() -> bool {
+    static ALLOWED: LazyLock<bool> = LazyLock::new(|| {
+        let [unshare, args @ ..] = UNSHARE;
+        Command::new(unshare)
+            .args(args)
+            .arg("true")
+            .stderr(Stdio::null())
+            .status()
+            .is_ok_and(|status| status.success())
+    });
+    *ALLOWED
+}
+
+/// How many victims this process has started in pid namespaces, in words.
+pub(super) fn apart() -> String {
+    match may_be_apart() {
+        true => format!("{} victims in pid namespaces of their own", STARTED.load(Ordering::Relaxed) / APART),
+        false => "SKIPPED: victims in pid namespaces of their own, because `unshare` is not allowed here"
+            .to_owned(),
+    }
+}
+
+static STARTED: AtomicU32 = AtomicU32::new(0);
 
 /// What [`Victim::next_line`] found.
 #[derive(Debug, PartialEq, Eq)]
@@ -34,7 +70,16 @@ pub(super) enum Heard {
 impl Victim {
     /// Starts one; it does nothing before it has its orders. So it can be started while the last one is being killed.
     pub(super) fn start() -> Self {
-        let mut child = Command::new(std::env::current_exe().expect("own path"))
+        let exe = std::env::current_exe().expect("own path");
+        let is_apart = may_be_apart() && (STARTED.fetch_add(1, Ordering::Relaxed) + 1).is_multiple_of(APART);
+        let mut command = match is_apart {
+            true => Command::new(UNSHARE[0]),
+            false => Command::new(&exe),
+        };
+        if is_apart {
+            command.args(&UNSHARE[1..]).arg(&exe);
+        }
+        let mut child = command
             .args([
                 "--exact",
                 "kill::tests::roles::child_role",
@@ -48,7 +93,7 @@ impl Victim {
             .expect("start a child");
         let stdin = child.stdin.take().expect("piped");
         let stdout = child.stdout.take().expect("piped");
-        Self { child, stdin, stdout, heard: Vec::new(), died_at: None }
+        Self { child, stdin, stdout, heard: Vec::new(), died_at: None, is_apart }
     }
 
     pub(super) fn order(
@@ -134,7 +179,9 @@ impl Victim {
             }
         }
         let status = self.child.wait().map_err(|error| format!("waiting for a child: {error}"))?;
-        match status.signal() == Some(Signal::KILL.as_raw()) {
+        // The shell tells of its child's end by its own.
+        let killed_apart = self.is_apart && status.code() == Some(128 + Signal::KILL.as_raw());
+        match killed_apart || status.signal() == Some(Signal::KILL.as_raw()) {
             true => Ok(()),
             false => Err(format!("a child ended by itself: {status}")),
         }
