@@ -22,8 +22,13 @@ use crate::{BindError, OnFull, ShmPoolConfig, ShmPublisher};
 /// Publishers of other hosts whose numbers are followed, for each topic.
 const MAX_ORIGINS: usize = 256;
 
-/// How long the first message of a topic waits for those who wait for the topic.
+/// How long the first message of a topic waits for subscribers that wait for the topic. They leave no trace where it could be looked
+/// for: they find its publisher.
 const FIRST_SUBSCRIBER: Duration = Duration::from_millis(200);
+/// How long all first messages of a route wait so in vain …
+const IN_VAIN: Duration = Duration::from_secs(2);
+/// … before each waits only for as long as subscribers take to find a publisher on a machine that is not busy.
+const FOUND_WITHIN: Duration = Duration::from_millis(5);
 
 /// What one route's task works with.
 pub(super) struct Inward {
@@ -41,6 +46,8 @@ pub(super) struct Topics {
     pub(super) congestion: Congestion,
     pub(super) max_topics: usize,
     pub(super) open: HashMap<String, Topic>,
+    /// How long first messages have waited for subscribers that did not come.
+    pub(super) waited_in_vain: Duration,
 }
 
 pub(super) struct Topic {
@@ -60,11 +67,12 @@ impl Topics {
     /// The topic's publisher, made at its first message.
     pub(super) async fn open(&mut self, topic: &str) -> Result<&mut Topic, BindError> {
         if !self.open.contains_key(topic) {
-            let awaited = self.runtime_dir.has_topic(topic);
             let publisher = self.bind(topic)?;
-            if awaited {
-                // Somebody has the topic open, a subscriber most likely: he is to get the first message as well.
-                let _ = tokio::time::timeout(FIRST_SUBSCRIBER, publisher.wait_for_subscribers(1)).await;
+            // A subscriber that waits for the topic is to get the first message as well.
+            let patience =
+                FIRST_SUBSCRIBER.min(IN_VAIN.saturating_sub(self.waited_in_vain)).max(FOUND_WITHIN);
+            if tokio::time::timeout(patience, publisher.wait_for_subscribers(1)).await.is_err() {
+                self.waited_in_vain += patience;
             }
             self.open.insert(topic.to_owned(), Topic { publisher, expected: HashMap::new() });
         }

@@ -52,7 +52,7 @@ mod stats;
 
 use std::collections::{HashMap, HashSet};
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -322,6 +322,7 @@ impl BridgeBuilder {
                 congestion: route.congestion,
                 max_topics: self.max_topics.unwrap_or(1_024),
                 open: HashMap::new(),
+                waited_in_vain: Duration::ZERO,
             };
             running.start_inward(route, topics).await?;
         }
@@ -535,16 +536,5 @@ impl Running {
         }
         while self.outward.join_next().await.is_some() {}
         while self.inward.join_next().await.is_some() {}
-    }
-}
-
-/// For builders: a path and whether it is there.
-impl RuntimeDir {
-    /// Whether somebody has the topic open, publisher or subscriber, or one below it.
-    fn has_topic(&self, topic: &str) -> bool {
-        let Ok(name) = crate::topic::TopicName::new(topic) else { return false };
-        let mut path = PathBuf::from(Path::new(self.path()));
-        path.extend(name.components());
-        path.is_dir()
     }
 }
