@@ -374,7 +374,7 @@ fn random_large_sizes_at_the_cap_use_what_is_large_enough() {
     (0..1_000).for_each(|_| take(&mut held));
     let made = pool.stats().misses - before;
     assert!(made < 150, "{made} of 1,000 were made anew");
-    // No more than half is lost to it.
+    // No more than a part is lost to it.
     drop(held);
     let fit = std::iter::from_fn(|| pool.try_take(MIB).ok()).collect::<Vec<_>>().len();
     assert!(fit >= 32, "{fit} messages of a MiB");

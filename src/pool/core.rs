@@ -403,7 +403,7 @@ impl PoolCore {
     }
 
     /// An idle slot of a larger class than this large one, where the cap leaves no room for another: to make a segment of a MiB takes some
-    /// 300 µs. The smallest that there is, as long as no more than half of the cap is lost to messages that are smaller than their slots. The caller
+    /// 300 µs. The smallest that there is, as long as no more than a quarter of the cap is lost to messages that are smaller than their slots. The caller
     /// holds `sweep`.
     fn take_larger(&self, class: ClassIndex) -> Option<Arc<Slot>> {
         if class::size_of(class) < REUSED_MIN || !self.config.pooling {
@@ -420,7 +420,7 @@ impl PoolCore {
             .filter(|other| !Arc::ptr_eq(other, &slot))
             .map(|other| class::class_of(other.len()).map_or(0, |used| lost(other.capacity(), used)))
             .sum();
-        if sum + lost(slot.capacity(), class) <= self.config.max_bytes / 2 {
+        if sum + lost(slot.capacity(), class) <= self.config.max_bytes / 4 {
             return Some(slot);
         }
         self.keep(slot);

@@ -146,6 +146,14 @@ async fn wait(layout: &MemoryLayout, provider: &ShmProvider<PoolBackend>) -> Chu
             if !backend.may_collect() {
                 return Poll::Pending;
             }
+            // Such a one may have gone just now. Only for what is left after that it takes a timer.
+            collect(provider, &backend);
+            if let Poll::Ready(taken) = take.as_mut().poll(cx) {
+                return Poll::Ready(taken);
+            }
+            if !backend.may_collect() {
+                return Poll::Pending;
+            }
             let ticks = match &mut ticks {
                 Some(ticks) => ticks,
                 none => match Ticks::new() {
