@@ -58,7 +58,7 @@ impl ShmPoolConfig {
     /// The cap: bytes of all segments, in use and idle, together. Default 256 MiB.
     ///
     /// At the cap idle segments of other sizes are used or given up first: a message of 512 KiB or more may have a larger slot, as long as
-    /// that leaves no more than half of the cap unused. Then a take waits, or fails at once if it is a
+    /// that leaves no more than a quarter of the cap unused. Then a take waits, or fails at once if it is a
     /// `try_` one.
     pub fn max_bytes(mut self, bytes: u64) -> Self {
         self.max_bytes = bytes;
