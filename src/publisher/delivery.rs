@@ -455,8 +455,7 @@ impl Delivery {
     }
 
     fn evict_link(&mut self, index: usize) {
-        let link = self.links.swap_remove(index);
-        self.divide(self.links.len());
+        let link = self.take_link_at(index);
         self.note(Note::Evicted { link: link.id, process: link.process() });
         link.evict(&mut self.in_flight);
     }
@@ -539,8 +538,13 @@ impl Delivery {
 
     fn take_link(&mut self, id: u64) -> Option<LinkTx> {
         let index = self.links.iter().position(|link| link.id == id)?;
+        Some(self.take_link_at(index))
+    }
+
+    /// Takes a link out, whose share is divided among the others.
+    fn take_link_at(&mut self, index: usize) -> LinkTx {
         let link = self.links.swap_remove(index);
         self.divide(self.links.len());
-        Some(link)
+        link
     }
 }
