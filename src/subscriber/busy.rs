@@ -38,6 +38,15 @@ impl Default for BusyPoll {
 /// After this many failures in a row looking is tried only once in so many sleeps that were short.
 const MOST_PATIENCE: u32 = 1 << 10;
 
+/// Looks at memory before the subscriber gives way: a microsecond or two.
+const LOOKS: usize = 128;
+/// Looks where they are of no use: what the subscriber waits for is sent by a task of its own thread, which must have its turn first.
+const FEW_LOOKS: usize = 8;
+/// Waits in a row that ended only after giving way, until there are few looks.
+const WAITS_TO_FEW: u32 = 4;
+/// One in so many waits has all the looks even so: a sender may have moved to another thread.
+const WAITS_TO_A_TRIAL: u32 = 32;
+
 /// The state of one subscriber's waiting.
 #[derive(Debug)]
 pub(super) struct Busy {
@@ -51,11 +60,37 @@ pub(super) struct Busy {
     /// Short sleeps that must come before looking is tried again; doubled by each failure.
     patience: u32,
     short_sleeps: u32,
+    /// Whether a look has caught what the present wait is for.
+    caught: bool,
+    /// Waits in a row that ended awake, but not by a look.
+    uncaught: u32,
 }
 
 impl Busy {
     pub(super) fn new(mode: BusyPoll) -> Self {
-        Self { mode, since: None, slept: false, looking: false, patience: 1, short_sleeps: 0 }
+        Self {
+            mode,
+            since: None,
+            slept: false,
+            looking: false,
+            patience: 1,
+            short_sleeps: 0,
+            caught: false,
+            uncaught: 0,
+        }
+    }
+
+    /// How many times to look before giving way.
+    #[inline]
+    pub(super) fn looks(&self) -> usize {
+        let few = self.uncaught >= WAITS_TO_FEW && !self.uncaught.is_multiple_of(WAITS_TO_A_TRIAL);
+        if few { FEW_LOOKS } else { LOOKS }
+    }
+
+    /// A look has found something.
+    #[inline]
+    pub(super) fn caught(&mut self) {
+        self.caught = true;
     }
 
     /// A message came.
@@ -69,7 +104,11 @@ impl Busy {
     /// Nothing there: whether to look again instead of sleeping.
     pub(super) fn look_again(&mut self) -> bool {
         let BusyPoll::Adaptive { max } = self.mode else {
-            return self.mode == BusyPoll::Always;
+            if self.mode == BusyPoll::Off {
+                return false;
+            }
+            self.since.get_or_insert(0);
+            return true;
         };
         let Some(since) = self.since else {
             self.since = Some(monotonic_ns());
@@ -97,6 +136,10 @@ impl Busy {
     #[cold]
     fn learn(&mut self) {
         let Some(since) = self.since.take() else { return };
+        if !self.slept {
+            let caught = std::mem::take(&mut self.caught);
+            self.uncaught = if caught { 0 } else { self.uncaught.checked_add(1).unwrap_or(WAITS_TO_FEW) };
+        }
         let BusyPoll::Adaptive { max } = self.mode else { return };
         if !self.slept {
             // It paid.
@@ -123,6 +166,25 @@ mod tests {
         assert!(!Busy::new(BusyPoll::Off).look_again());
         let mut always = Busy::new(BusyPoll::Always);
         assert!((0..100).all(|_| always.look_again()));
+    }
+
+    #[test]
+    fn busy_looks_few_times_where_messages_come_after_giving_way_only() {
+        let mut busy = Busy::new(BusyPoll::Always);
+        let mut wait = |by_a_look: bool| {
+            assert!(busy.look_again());
+            let looks = busy.looks();
+            if by_a_look {
+                busy.caught();
+            }
+            busy.found();
+            looks
+        };
+        assert!((0..WAITS_TO_FEW).all(|_| wait(false) == LOOKS));
+        let few = (0..WAITS_TO_A_TRIAL).filter(|_| wait(false) == FEW_LOOKS).count();
+        assert_eq!(few, WAITS_TO_A_TRIAL as usize - 1, "all but the trial");
+        assert_eq!(wait(true), FEW_LOOKS);
+        assert_eq!(wait(false), LOOKS, "a look has paid");
     }
 
     #[test]

@@ -21,8 +21,6 @@ use crate::sys::clock::monotonic_ns;
 use crate::sys::epoll_set::EpollSet;
 use crate::sys::socket::Connection;
 
-/// Looks at memory between two returns to the runtime.
-const LOOKS: usize = 128;
 /// Looks between two hints to the processor that this is a loop which waits: such a hint takes as long as ten looks, during
 /// which a message lies there, but without any, the core's other thread would be slowed down, who may be the publisher.
 const LOOKS_TO_A_PAUSE: usize = 4;
@@ -97,11 +95,12 @@ impl Core<Waits> {
         self.poll_asleep(watched, cx)
     }
 
-    /// Looks until there is something, for so many times; `false` if there never was.
+    /// Looks until there is something, for as many times as pay; `false` if there never was.
     #[inline]
-    pub(super) fn look(&self) -> bool {
-        for look in 1..=LOOKS {
+    pub(super) fn look(&mut self) -> bool {
+        for look in 1..=self.busy.looks() {
             if self.has_something() {
+                self.busy.caught();
                 return true;
             }
             if look.is_multiple_of(LOOKS_TO_A_PAUSE) {
