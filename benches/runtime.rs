@@ -1,7 +1,7 @@
 //! What a subscriber that looks for messages costs the runtime that it is in: a call and its answer over two topics.
 //!
 //! `current_thread` and `multi_thread` have both ends as tasks of one runtime; `always` and `sleeping` are the same with
-//! `BusyPoll::Always` and `BusyPoll::Off`;
+//! `BusyPoll::Always` and `BusyPoll::Off`, `mixed` with a caller that looks and an answerer that sleeps;
 //! `mpsc` the same over tokio's own channels, the floor. `two_runtimes` has an end each in two threads with a runtime of their
 //! own, where looking is what pays. `timer` is how late a millisecond's sleep of tokio's is beside a subscriber that never
 //! stops looking.
@@ -60,12 +60,12 @@ async fn call(calls: &ShmPublisher, answers: &mut ShmSubscriber, number: u64) {
 }
 
 /// Times calls whose both ends are tasks of `runtime`.
-fn within(c: &mut Criterion, name: &str, runtime: &Runtime, busy_poll: BusyPoll) {
+fn within(c: &mut Criterion, name: &str, runtime: &Runtime, [caller, server]: [BusyPoll; 2]) {
     let dir = Dir::new();
     let (calls, answers, server) = runtime.block_on(async {
         let (calls, answers) = (dir.publisher("call"), dir.publisher("answer"));
-        let answered = dir.subscriber("answer", busy_poll);
-        let server = tokio::spawn(serve(answers, dir.subscriber("call", busy_poll)));
+        let answered = dir.subscriber("answer", caller);
+        let server = tokio::spawn(serve(answers, dir.subscriber("call", server)));
         (calls, answered, server)
     });
     let mut ends = Some((calls, answers));
@@ -160,12 +160,14 @@ fn timer(c: &mut Criterion) {
 }
 
 fn calls(c: &mut Criterion) {
-    within(c, "current_thread", &current_thread(), BusyPoll::default());
-    within(c, "current_thread_always", &current_thread(), BusyPoll::Always);
-    within(c, "current_thread_sleeping", &current_thread(), BusyPoll::Off);
-    within(c, "multi_thread", &multi_thread(), BusyPoll::default());
-    within(c, "multi_thread_always", &multi_thread(), BusyPoll::Always);
-    within(c, "multi_thread_sleeping", &multi_thread(), BusyPoll::Off);
+    within(c, "current_thread", &current_thread(), [BusyPoll::default(); 2]);
+    within(c, "current_thread_always", &current_thread(), [BusyPoll::Always; 2]);
+    within(c, "current_thread_sleeping", &current_thread(), [BusyPoll::Off; 2]);
+    within(c, "multi_thread", &multi_thread(), [BusyPoll::default(); 2]);
+    within(c, "multi_thread_always", &multi_thread(), [BusyPoll::Always; 2]);
+    within(c, "multi_thread_sleeping", &multi_thread(), [BusyPoll::Off; 2]);
+    within(c, "current_thread_mixed", &current_thread(), [BusyPoll::Always, BusyPoll::Off]);
+    within(c, "multi_thread_mixed", &multi_thread(), [BusyPoll::Always, BusyPoll::Off]);
     mpsc(c);
     two_runtimes(c);
     timer(c);

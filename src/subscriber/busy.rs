@@ -11,7 +11,7 @@ use crate::sys::clock::monotonic_ns;
 /// Looking catches a message within a fraction of a microsecond, where waking a sleeper takes several to some tens;
 /// it costs a core for as long as it lasts.
 ///
-/// In async code the subscriber gives way to the runtime after a microsecond or two of looks, as [`tokio::task::yield_now`] does: other
+/// In async code the subscriber gives way to the runtime after a microsecond or two of looks (fewer where they do not pay), as [`tokio::task::yield_now`] does: other
 /// tasks, the other branches of a `select!` or `join!`, sockets and timers have their turn before it looks again, on a
 /// current-thread runtime and on a multi-threaded one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
