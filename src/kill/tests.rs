@@ -1,15 +1,19 @@
 //! The kill matrix: publishers and subscribers, killed with SIGKILL at every named point between two steps of the protocol
 //! and at random instants, in every state and with every [`OnFull`]; and what the survivors make of it.
 //!
-//! The survivors live in one process that sees hundreds of kills, so that what each kill leaves behind adds up. Each test
-//! does so many kills as half of `TOKIO_SHM_KILLS` says, and prints what it has measured:
+//! The survivors live in one process that sees hundreds of kills, so that what each kill leaves behind adds up. The tests of
+//! subscribers and of publishers do so many kills each as half of `TOKIO_SHM_KILLS` says, that of crowds a twentieth of these, and
+//! all print what they have measured:
 //!
 //! ```sh
 //! TOKIO_SHM_KILLS=10000 cargo test --release --lib kill_ -- --nocapture
 //! ```
 //!
+//! Where it is allowed every fourth victim is in a pid namespace of its own, and every third another user.
+//!
 //! Peers that lie are not tested here, nor those that are stopped without being killed.
 
+mod crowds;
 mod publishers;
 mod roles;
 mod subscribers;
@@ -23,6 +27,7 @@ use crate::OnFull::{self, DropNewest, DropOldest, Wait};
 use crate::sys::clock::monotonic_ns;
 use crate::sys::random::random_id;
 use crate::sys::testing::{abort, run_alone};
+use crate::{ShmPublisher, ShmPublisherBuilder, ShmSubscriber, ShmSubscriberBuilder};
 
 /// No wait for a victim is longer.
 const LIMIT: Duration = Duration::from_secs(20);
@@ -116,6 +121,7 @@ const SUBSCRIBERS: &[Case] = &[
 
 const PUBLISHERS: &[Case] = &[
     within("idle", "idles", 2_000),
+    at("mid-handshake", "closes", "bind: directory begun", 1),
     at("mid-handshake", "closes", "bind: directory made", 1),
     at("mid-handshake", "closes", "bind: bound", 2),
     at("mid-handshake", "closes", "bind: listening", 2),
@@ -126,6 +132,11 @@ const PUBLISHERS: &[Case] = &[
     at("mid-handshake", "closes", "welcome: sent", 4),
     at("mid-handshake", "closes", "welcome: offered", 4),
     within("mid-handshake", "closes", 3_000),
+    at("accepting as a sender", "attends", "accept: accepted", 4),
+    at("accepting as a sender", "attends", "hello: read", 4),
+    at("accepting as a sender", "attends", "hello: link prepared", 4),
+    at("accepting as a sender", "attends", "welcome: sent", 4),
+    at("accepting as a sender", "attends", "welcome: offered", 4),
     at("mid-loan", "streams", "segment: made", 3),
     at("mid-loan", "streams", "loan: taken", 20),
     within("mid-loan", "loans", 2_000),
@@ -162,6 +173,14 @@ const PUBLISHERS: &[Case] = &[
     within("mid-close", "closes", 20_000),
 ];
 
+/// What a victim of these does, see `crowds`.
+const CROWDS: &[Case] = &[
+    within("greeted by a sender", "greets", 1_000),
+    within("in line", "line", 1_000),
+    within("with others in line", "naps", 1_000).only(&[Wait]),
+    within("hundreds at once", "crowd", 5_000),
+];
+
 #[test]
 fn kill_points_of_the_source_are_those_of_the_matrix() {
     fn search(dir: &Path, found: &mut BTreeSet<String>) {
@@ -195,6 +214,11 @@ fn kill_publisher_in_any_state_harms_nobody_else() {
     report(&run_alone("kill::tests::publishers::child_publishers_killed"));
 }
 
+#[test]
+fn kill_of_hundreds_of_those_in_line_or_greeted_by_a_sender_harms_nobody_else() {
+    report(&run_alone("kill::tests::crowds::child_crowds_killed"));
+}
+
 #[allow(clippy::print_stdout)] // For whoever asks for it with `--nocapture`.
 fn report(output: &str) {
     output.lines().filter(|line| line.starts_with("kills: ")).for_each(|line| println!("{line}"));
@@ -217,6 +241,7 @@ fn end_if_it_hangs() {
 /// Goes through the cases again and again, until the goal is reached, with the next victim ready all the time.
 fn run(
     whom: &str,
+    goal: usize,
     cases: &'static [Case],
     mut round: impl FnMut(&'static Case, OnFull, &mut victim::Victim, &mut Tally) -> Fallible<()>,
 ) {
@@ -226,7 +251,7 @@ fn run(
     let mut next = victim::Victim::start();
     for (case, on_full) in cells.into_iter().cycle() {
         let kill = tally.kills();
-        if kill >= goal() || tally.faults.len() == 3 {
+        if kill >= goal || tally.faults.len() == 3 {
             break;
         }
         let mut victim = std::mem::replace(&mut next, victim::Victim::start());
@@ -266,7 +291,7 @@ impl Tally {
         let states: Vec<_> = self.kills.iter().map(|(state, count)| format!("{count} {state}")).collect();
         let faults = self.faults.len();
         println!("\nkills: {whom}: {kills} ({}), {faults} faults", states.join(", "));
-        println!("kills: {whom}: {}", victim::apart());
+        println!("kills: {whom}: {}", victim::others());
         for (what, times) in &mut self.times {
             times.sort_unstable();
             let at = |share: f64| times[((times.len() - 1) as f64 * share) as usize] as f64 / 1e6;
@@ -332,10 +357,34 @@ fn footprint() -> (usize, usize) {
     (crate::sys::testing::open_descriptors(), shared.count())
 }
 
-fn private_dir() -> tempfile::TempDir {
+/// A runtime directory, for other users too where there are some.
+fn runtime_dir() -> tempfile::TempDir {
     let dir = tempfile::tempdir().expect("temporary directory");
-    std::fs::set_permissions(&dir, std::os::unix::fs::PermissionsExt::from_mode(0o700)).expect("mode");
+    let shared = victim::may_be_another_user();
+    if shared {
+        std::os::unix::fs::chown(dir.path(), None, Some(victim::GROUP)).expect("group");
+    }
+    let mode = if shared { 0o770 } else { 0o700 };
+    std::fs::set_permissions(&dir, std::os::unix::fs::PermissionsExt::from_mode(mode)).expect("mode");
     dir
+}
+
+/// A publisher of the topic, for this user and the other one.
+fn publisher_in(dir: &Path) -> ShmPublisherBuilder {
+    ShmPublisher::builder("t").runtime_dir(dir).allow_uid(0).allow_gid(victim::GROUP)
+}
+
+/// A subscriber, likewise.
+fn subscriber_in(dir: &Path) -> ShmSubscriberBuilder {
+    ShmSubscriber::builder("t").runtime_dir(dir).allow_uid(0).allow_gid(victim::GROUP)
+}
+
+/// What is left in a runtime directory, except for what only its maker can complete, or any other after a minute.
+fn left_in(dir: &Path) -> Vec<String> {
+    let unfinished = format!(".new-{}-", victim::USER);
+    let names = std::fs::read_dir(dir).expect("runtime directory").flatten();
+    let names = names.map(|entry| entry.file_name().to_string_lossy().into_owned());
+    names.filter(|name| !name.starts_with(&unfinished)).collect()
 }
 
 /// The sockets in the topic's directory, finished or not.

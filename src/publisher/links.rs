@@ -95,6 +95,19 @@ enum Greeting {
     Awaited(oneshot::Receiver<Result<Greeted, LinkError>>),
 }
 
+impl Greeting {
+    /// What has come of it by now. Nothing more does: whoever reads the greeting later is told that the task is gone.
+    fn close(&mut self) -> Option<Result<Greeted, LinkError>> {
+        match self {
+            Self::Done((link, bell)) => Some(Ok((*link, Arc::clone(bell)))),
+            Self::Awaited(greeted) => {
+                greeted.close();
+                greeted.try_recv().ok()
+            }
+        }
+    }
+}
+
 impl Acceptor {
     pub(crate) fn new(listener: Arc<Listener>) -> Self {
         Self {
@@ -278,9 +291,15 @@ impl NewLink {
 }
 
 /// Runs a link until its subscriber is gone. Dropping it (with the tx task) leaves the link to the end of all.
-pub(crate) async fn serve(shared: Arc<Shared>, new: NewLink) {
+pub(crate) async fn serve(shared: Arc<Shared>, mut new: NewLink) {
     let mut told = Told::new(&shared, new.pid);
-    let outcome = watch(&shared, new, &mut told).await;
+    let outcome = watch(&shared, &mut new, &mut told).await;
+    // A sender may have read the greeting, and added the link, of which this task was not to hear any more.
+    if told.link.is_none()
+        && let Some(Ok((link, _))) = new.greeting.close()
+    {
+        told.link = Some(link);
+    }
     told.why = match &outcome {
         Ok(()) if told.left => Cow::Borrowed("it left"),
         Ok(()) => Cow::Borrowed("it is gone"),
@@ -333,35 +352,36 @@ impl Drop for Told<'_> {
     }
 }
 
-async fn watch(shared: &Shared, new: NewLink, told: &mut Told<'_>) -> Result<(), LinkError> {
+async fn watch(shared: &Shared, new: &mut NewLink, told: &mut Told<'_>) -> Result<(), LinkError> {
     let NewLink { connection, process, greeting, .. } = new;
-    if let Greeting::Done((link, _)) = &greeting {
+    if let Greeting::Done((link, _)) = greeting {
         told.up(*link);
     }
-    let socket = Watched::register(Arc::clone(&connection))?;
-    let process = process.map(Watched::register).transpose()?;
+    let socket = Watched::register(Arc::clone(connection))?;
+    let process = process.take().map(Watched::register).transpose()?;
     let (link, bell) = match greeting {
-        Greeting::Done(greeted) => greeted,
-        Greeting::Awaited(mut greeted) => {
-            let greeted = loop {
+        Greeting::Done((link, bell)) => (*link, Arc::clone(bell)),
+        Greeting::Awaited(greeted) => {
+            let told = loop {
                 tokio::select! {
-                    greeted = &mut greeted => break greeted.ok(),
+                    greeted = &mut *greeted => break greeted.ok(),
                     ready = socket.readable() => {
                         let mut ready = ready?;
-                        shared.acceptor.greet(shared, &connection);
+                        shared.acceptor.greet(shared, connection);
                         match greeted.try_recv() {
                             // It is still silent, so there was nothing to read.
                             Err(TryRecvError::Empty) => ready.clear_ready(),
                             told => break told.ok(),
                         }
                     }
-                    () = ended(process.as_ref()) => return Ok(()),
+                    // It may have greeted before, and its greeting may have been read.
+                    () = ended(process.as_ref()) => break greeting.close(),
                 }
             };
             shared.pump();
-            match greeted {
+            match told {
                 Some(greeted) => greeted?,
-                // The publisher has ended, or had too many who were silent.
+                // It died before it had greeted; or the publisher has ended, or had too many who were silent.
                 None => return Ok(()),
             }
         }
@@ -374,7 +394,7 @@ async fn watch(shared: &Shared, new: NewLink, told: &mut Told<'_>) -> Result<(),
         tokio::select! {
             ready = socket.readable() => {
                 let mut ready = ready?;
-                match read(&connection)? {
+                match read(connection)? {
                     Read::Frame(Frame::Leave) if !told.left => {
                         told.left = true;
                         shared.tell(Control::Leave(link));
@@ -384,7 +404,7 @@ async fn watch(shared: &Shared, new: NewLink, told: &mut Told<'_>) -> Result<(),
                     Read::Eof => return Ok(()),
                 }
             }
-            () = ended(process.as_ref()) => return read_the_end(&connection),
+            () = ended(process.as_ref()) => return read_the_end(connection),
             ready = bell.writable() => {
                 ready?.clear_ready();
                 shared.pump();

@@ -177,6 +177,7 @@ pub(super) fn make_private_dir(
 ) -> Result<(), Errno> {
     path.into_with_c_str(|path| {
         mkdirat(&parent, path, Mode::RWXU)?;
+        kill_point!("bind: directory begun");
         match ownership.settle(&parent, path, FileType::Directory) {
             // Removed again by somebody who was leaving.
             Err(Errno::NOENT) => Ok(()),

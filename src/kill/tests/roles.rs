@@ -4,14 +4,14 @@
 
 use std::collections::VecDeque;
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use super::{MIB, POOL, SIZES, check, message, policy_of};
-use crate::kill::armed;
+use super::{MIB, POOL, SIZES, check, message, policy_of, publisher_in, subscriber_in};
+use crate::kill::{armed, detour};
 use crate::sys::clock::monotonic_ns;
-use crate::sys::testing::is_alone;
-use crate::{OnFull, RecvError, ShmPoolConfig, ShmPublisher, ShmSample, ShmSubscriber};
+use crate::sys::testing::{is_alone, set_limit};
+use crate::{OnFull, RecvError, ShmPoolConfig, ShmPublisher, ShmSample, ShmSubscriber, TryRecvError};
 
 /// A victim's depth: little, so that it is soon full.
 pub(super) const DEPTH: u32 = 4;
@@ -21,6 +21,14 @@ pub(super) const WITNESS_DEPTH: u32 = 64;
 /// A victim's tx queue.
 pub(super) const QUEUE: u32 = 2;
 
+/// Subscribers of one victim that are there with many others, or in line.
+pub(super) const CROWD: usize = 100;
+pub(super) const LINE: usize = 20;
+/// Descriptors for a crowd, and for all of them.
+pub(super) const FILES: u64 = 8_192;
+
+/// The parent has asked something.
+static TOLD: AtomicBool = AtomicBool::new(false);
 static SEEN: AtomicU64 = AtomicU64::new(0);
 static LAGGED: AtomicU64 = AtomicU64::new(0);
 
@@ -40,6 +48,7 @@ fn child_role() {
     }
     let dir = Path::new(dir);
     match role {
+        "publisher" if matches!(script, "attends" | "naps") => asleep(script, policy_of(on_full), dir),
         "publisher" => publisher(script, policy_of(on_full), dir),
         "subscriber" => subscriber(script, dir),
         "witness" => witness(dir),
@@ -51,6 +60,7 @@ fn child_role() {
 fn answer() {
     let mut line = String::new();
     while std::io::stdin().read_line(&mut line).is_ok_and(|read| read > 0) {
+        TOLD.store(true, Ordering::SeqCst);
         say(&format!("seen {} {}", SEEN.load(Ordering::SeqCst), LAGGED.load(Ordering::SeqCst)));
         line.clear();
     }
@@ -74,7 +84,7 @@ fn checked(sample: ShmSample) -> ShmSample {
 }
 
 fn connect(dir: &Path, depth: u32) -> ShmSubscriber {
-    let mut subscriber = ShmSubscriber::builder("t").runtime_dir(dir).depth(depth).connect().unwrap();
+    let mut subscriber = subscriber_in(dir).depth(depth).connect().unwrap();
     while subscriber.publisher_count() == 0 {
         // It may well be a message already.
         let _ = subscriber.blocking_recv_timeout(Duration::from_millis(1));
@@ -103,6 +113,39 @@ fn subscriber(script: &str, dir: &Path) {
             drop(subscriber);
             drop(held);
         }
+    }
+    match script {
+        "greets" => {
+            detour("connect: connected", || {
+                say("connected");
+                while !TOLD.load(Ordering::SeqCst) {
+                    std::thread::yield_now();
+                }
+            });
+            let _subscriber = subscriber_in(dir).depth(DEPTH).connect().unwrap();
+            say("greeted");
+            until_killed()
+        }
+        "line" => {
+            let _line = many(dir, LINE);
+            say("ready");
+            until_killed()
+        }
+        "crowd" => {
+            let mut crowd = many(dir, CROWD);
+            say("ready");
+            let mut held: Vec<_> = crowd.iter().map(|_| None).collect();
+            loop {
+                for (subscriber, held) in crowd.iter_mut().zip(&mut held) {
+                    match subscriber.try_recv() {
+                        Ok(sample) => *held = Some(checked(sample)),
+                        Err(TryRecvError::Empty | TryRecvError::Recv(RecvError::Lagged { .. })) => {}
+                        Err(error) => panic!("{error}"),
+                    }
+                }
+            }
+        }
+        _ => {}
     }
     let depth = if script == "starves" { 2 * DEPTH } else { DEPTH };
     let mut subscriber = connect(dir, depth);
@@ -137,9 +180,15 @@ fn subscriber(script: &str, dir: &Path) {
     }
 }
 
+/// Subscribers that have connected, served or not.
+fn many(dir: &Path, count: usize) -> Vec<ShmSubscriber> {
+    set_limit(rustix::process::Resource::Nofile, FILES);
+    (0..count).map(|_| subscriber_in(dir).depth(DEPTH).connect().unwrap()).collect()
+}
+
 /// Receives everything, in order, and answers when it is asked how much that was.
 fn witness(dir: &Path) {
-    let mut subscriber = ShmSubscriber::builder("t").runtime_dir(dir).depth(WITNESS_DEPTH).connect().unwrap();
+    let mut subscriber = subscriber_in(dir).depth(WITNESS_DEPTH).connect().unwrap();
     loop {
         match subscriber.blocking_recv() {
             Ok(sample) => {
@@ -162,11 +211,11 @@ fn publisher(script: &str, on_full: OnFull, dir: &Path) {
         loop {
             let pool = ShmPoolConfig::new().max_bytes(POOL);
             // A link may have all of the pool, so that a loan waits for what its subscriber holds.
-            let builder = ShmPublisher::builder("t").runtime_dir(dir).pool(pool).link_bytes(POOL);
+            let builder = publisher_in(dir).pool(pool).link_bytes(POOL);
             let publisher = builder.on_full(on_full).queue(QUEUE).bind().unwrap();
-            say(&format!("bound {:032x} {}", publisher.id(), monotonic_ns()));
+            tell("bound", &publisher);
             publisher.wait_for_subscribers(2).await;
-            say(&format!("ready {:032x} {}", publisher.id(), monotonic_ns()));
+            tell("ready", &publisher);
             match script {
                 "idles" => std::future::pending().await,
                 "loans" => {
@@ -188,6 +237,34 @@ fn publisher(script: &str, on_full: OnFull, dir: &Path) {
             }
         }
     });
+}
+
+/// A publisher whose runtime does nothing before it closes: who flushes accepts, and reads the greetings.
+fn asleep(script: &str, on_full: OnFull, dir: &Path) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    loop {
+        let builder = publisher_in(dir).on_full(on_full).queue(QUEUE).runtime(runtime.handle().clone());
+        let publisher = builder.bind().unwrap();
+        tell("bound", &publisher);
+        if script == "naps" {
+            until_killed();
+        }
+        while publisher.subscriber_count() < 2 {
+            let _ = tokio_test::task::spawn(publisher.flush()).poll();
+            std::thread::yield_now();
+        }
+        tell("ready", &publisher);
+        runtime.block_on(async {
+            stream(&publisher, &SIZES, 3).await;
+            say(&format!("closing {:032x}", publisher.id()));
+            publisher.close().await.unwrap();
+        });
+    }
+}
+
+/// Says what has become of a publisher, and when.
+fn tell(what: &str, publisher: &ShmPublisher) {
+    say(&format!("{what} {:032x} {}", publisher.id(), monotonic_ns()));
 }
 
 /// Sends messages, says when it has to wait, and of how many it is certain that they are on their links.

@@ -12,7 +12,8 @@ use super::roles::{DEPTH, QUEUE, WITNESS_DEPTH};
 use super::victim::Victim;
 use super::{
     ALL, AT_ONCE, Case, End, Fallible, LIMIT, MIB, POOL, SIZES, SUBSCRIBERS, Tally, at_once, check,
-    end_if_it_hangs, footprint, message, private_dir, random_below, run, since, sleep_for_a_random_time,
+    end_if_it_hangs, footprint, goal, left_in, message, publisher_in, random_below, run, runtime_dir, since,
+    sleep_for_a_random_time, subscriber_in,
 };
 use crate::sys::clock::monotonic_ns;
 use crate::sys::testing::is_alone;
@@ -33,7 +34,7 @@ fn child_subscribers_killed() {
     // With all that is made only once.
     stages.iter_mut().for_each(|stage| stage.come_to_rest().unwrap());
     let before = footprint();
-    run("subscribers", SUBSCRIBERS, |case, on_full, victim, tally| {
+    run("subscribers", goal(), SUBSCRIBERS, |case, on_full, victim, tally| {
         let stage = stages.iter_mut().find(|stage| stage.on_full == on_full).expect("one for each policy");
         stage.round(case, victim, tally).map_err(|fault| {
             let seen = stage.witness.fault.lock().unwrap().take();
@@ -67,15 +68,15 @@ struct Stage {
 
 impl Stage {
     fn new(runtime: &Runtime, on_full: OnFull) -> Self {
-        let dir = private_dir();
+        let dir = runtime_dir();
         let _entered = runtime.enter();
         let pool = ShmPoolConfig::new().max_bytes(POOL);
         // A link may have all of the pool, so that a loan waits for what its subscriber holds.
-        let builder = ShmPublisher::builder("t").runtime_dir(dir.path()).pool(pool).link_bytes(POOL);
+        let builder = publisher_in(dir.path()).pool(pool).link_bytes(POOL);
         let publisher = builder.on_full(on_full).queue(QUEUE).bind().unwrap();
         let mut remote = Victim::start();
         remote.order("witness", "", on_full, None, dir.path()).unwrap();
-        let builder = ShmSubscriber::builder("t").runtime_dir(dir.path()).depth(WITNESS_DEPTH);
+        let builder = subscriber_in(dir.path()).depth(WITNESS_DEPTH);
         let subscriber = builder.end_with_last_publisher(true).connect().unwrap();
         let witness = Arc::new(Witness::default());
         let watching = runtime.spawn(watch(subscriber, on_full, Arc::clone(&witness)));
@@ -251,9 +252,8 @@ impl Stage {
         drop((starts, remote));
         runtime.block_on(publisher.close()).unwrap();
         runtime.block_on(watching).unwrap();
-        drop(ShmSubscriber::builder("t").runtime_dir(dir.path()).connect().unwrap());
-        let left: Vec<_> = std::fs::read_dir(dir.path()).unwrap().collect();
-        assert!(left.is_empty(), "{left:?}");
+        drop(subscriber_in(dir.path()).connect().unwrap());
+        assert_eq!(left_in(dir.path()), Vec::<String>::new());
     }
 }
 

@@ -1,5 +1,6 @@
 //! A process to be killed, as its parent sees it: this test binary run again, waiting for its orders.
 
+use std::ffi::OsStr;
 use std::io::{Read, Write};
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
@@ -9,7 +10,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::Signal;
+use rustix::process::{Signal, geteuid};
 
 use super::{Fallible, LIMIT, Step, policy_name};
 use crate::OnFull;
@@ -24,10 +25,21 @@ pub(super) struct Victim {
     pub(super) died_at: Option<u64>,
     /// It runs in a pid namespace of its own, where its peers have no numbers and it has none for them.
     is_apart: bool,
+    /// It runs as another user, who is let in.
+    pub(super) is_another_user: bool,
 }
 
 /// Of so many victims one is in a pid namespace of its own.
 const APART: u32 = 4;
+/// Of so many victims one is another user.
+const OTHERS: u32 = 3;
+
+/// The other user, and the group that is let in: numbers that nobody else has.
+pub(super) const USER: u32 = 64_001;
+pub(super) const GROUP: u32 = 64_242;
+
+/// What starts a program as that user.
+const SETPRIV: [&str; 4] = ["setpriv", "--reuid=64001", "--regid=64242", "--clear-groups"];
 
 /// What starts a program in a pid namespace of its own, and ends it when it is killed itself. The shell is there because the first
 /// process of such a namespace cannot kill itself.
@@ -35,24 +47,36 @@ const UNSHARE: [&str; 7] = ["unshare", "--pid", "--fork", "--kill-child", "sh", 
 
 /// Whether that is allowed here.
 fn may_be_apart() -> bool {
+    static ALLOWED: LazyLock<bool> = LazyLock::new(|| succeeds(&[&UNSHARE[..], &["true"]].concat()));
+    *ALLOWED
+}
+
+/// Whether this test can be run as the other user.
+pub(super) fn may_be_another_user() -> bool {
     static ALLOWED: LazyLock<bool> = LazyLock::new(|| {
-        let [unshare, args @ ..] = UNSHARE;
-        Command::new(unshare)
-            .args(args)
-            .arg("true")
-            .stderr(Stdio::null())
-            .status()
-            .is_ok_and(|status| status.success())
+        let exe = std::env::current_exe().expect("own path");
+        let is_runnable = ["test", "-x", exe.to_str().expect("a path in UTF-8")];
+        geteuid().is_root() && succeeds(&[&SETPRIV[..], &is_runnable].concat())
     });
     *ALLOWED
 }
 
-/// How many victims this process has started in pid namespaces, in words.
-pub(super) fn apart() -> String {
-    match may_be_apart() {
-        true => format!("{} victims in pid namespaces of their own", STARTED.load(Ordering::Relaxed) / APART),
+fn succeeds(command: &[&str]) -> bool {
+    let mut child = Command::new(command[0]);
+    child.args(&command[1..]).stderr(Stdio::null()).status().is_ok_and(|status| status.success())
+}
+
+/// How many victims this process has started in pid namespaces and as another user, in words.
+pub(super) fn others() -> String {
+    let started = STARTED.load(Ordering::Relaxed);
+    let apart = match may_be_apart() {
+        true => format!("{} victims in pid namespaces of their own", started / APART),
         false => "SKIPPED: victims in pid namespaces of their own, because `unshare` is not allowed here"
             .to_owned(),
+    };
+    match may_be_another_user() {
+        true => format!("{apart}; {} as another user", started / OTHERS),
+        false => format!("{apart}; SKIPPED: victims of another user, because `setpriv` is not allowed here"),
     }
 }
 
@@ -71,15 +95,14 @@ impl Victim {
     /// Starts one; it does nothing before it has its orders. So it can be started while the last one is being killed.
     pub(super) fn start() -> Self {
         let exe = std::env::current_exe().expect("own path");
-        let is_apart = may_be_apart() && (STARTED.fetch_add(1, Ordering::Relaxed) + 1).is_multiple_of(APART);
-        let mut command = match is_apart {
-            true => Command::new(UNSHARE[0]),
-            false => Command::new(&exe),
-        };
-        if is_apart {
-            command.args(&UNSHARE[1..]).arg(&exe);
-        }
-        let mut child = command
+        let number = STARTED.fetch_add(1, Ordering::Relaxed) + 1;
+        let is_apart = may_be_apart() && number.is_multiple_of(APART);
+        let is_another_user = may_be_another_user() && number.is_multiple_of(OTHERS);
+        let unshare = UNSHARE.iter().filter(|_| is_apart);
+        let setpriv = SETPRIV.iter().filter(|_| is_another_user);
+        let mut words = unshare.chain(setpriv).map(OsStr::new).chain([exe.as_os_str()]);
+        let mut child = Command::new(words.next().expect("at least the binary"))
+            .args(words)
             .args([
                 "--exact",
                 "kill::tests::roles::child_role",
@@ -93,7 +116,7 @@ impl Victim {
             .expect("start a child");
         let stdin = child.stdin.take().expect("piped");
         let stdout = child.stdout.take().expect("piped");
-        Self { child, stdin, stdout, heard: Vec::new(), died_at: None, is_apart }
+        Self { child, stdin, stdout, heard: Vec::new(), died_at: None, is_apart, is_another_user }
     }
 
     pub(super) fn order(
