@@ -2,10 +2,13 @@
 
 mod support;
 
+use std::error::Error;
+use std::fs::Permissions;
 use std::io::ErrorKind;
-use std::os::unix::fs::FileTypeExt as _;
+use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use rustix::fs::{FlockOperation, flock};
 use support::{Dir, LIMIT, Peer, Role, is_allowed, skipped, until, wait_until, within};
@@ -104,6 +107,46 @@ fn role_reads_everything() {
     };
     let end = if matches!(end, RecvError::Closed) { "closed".to_owned() } else { format!("{end:?}") };
     role.say(&format!("{read}, then {end}"));
+}
+
+/// What is on the links, and what still comes over them, goes before what makes it impossible to find other publishers.
+#[test]
+fn directory_that_is_not_to_be_trusted_any_more_ends_nothing_before_the_links_end() {
+    for blocks in [false, true] {
+        let dir = Dir::new();
+        let runtime = runtime();
+        let publisher = dir.publisher("a/t").runtime(runtime.handle().clone()).bind().unwrap();
+        let mut subscriber = dir.subscriber("a/t").connect().unwrap();
+        runtime.block_on(within("a publisher", subscriber.wait_for_publishers(1))).unwrap();
+        std::fs::set_permissions(dir.path(), Permissions::from_mode(0o777)).unwrap();
+        // What has it looked at.
+        std::fs::write(dir.path().join("a/new"), b"").unwrap();
+        std::fs::rename(dir.path().join("a/new"), dir.path().join("a/t/news")).unwrap();
+        for number in 0..20_u64 {
+            // As long as nothing is there it looks at all else.
+            if blocks {
+                let nothing = subscriber.blocking_recv_timeout(Duration::from_millis(1));
+                assert!(matches!(nothing, Err(RecvError::TimedOut)), "{nothing:?}");
+            } else {
+                runtime.block_on(async {
+                    let next = tokio::time::timeout(Duration::from_millis(1), subscriber.recv());
+                    assert!(next.await.is_err(), "it waits");
+                });
+            }
+            runtime.block_on(publisher.send(number.to_le_bytes())).unwrap();
+            assert_eq!(*subscriber.blocking_recv_timeout(LIMIT).unwrap(), number.to_le_bytes());
+        }
+        runtime.block_on(within("close", publisher.close())).unwrap();
+        let end = if blocks {
+            subscriber.blocking_recv_timeout(LIMIT)
+        } else {
+            runtime.block_on(within("the end", subscriber.recv()))
+        };
+        let end = end.unwrap_err();
+        let causes = std::iter::successors(Some(&end as &dyn Error), |error| (*error).source());
+        let causes: Vec<_> = causes.map(ToString::to_string).collect();
+        assert!(end.is_terminal() && causes.join(": ").contains("mode 0777"), "{causes:?}");
+    }
 }
 
 /// Publishes nothing until told to, and says how many subscribers it has.

@@ -110,28 +110,28 @@ fn call_and_its_answer_in_one_runtime_take_a_few_polls_of_each_end() {
     for (case, runtime) in [("current thread", current_thread()), ("multi thread", multi_thread())] {
         let dir = Dir::new();
         let polls = Arc::new(AtomicU64::new(0));
-        let talk = async {
-            let publisher = |topic: &str| dir.publisher(topic).bind().unwrap();
-            let (calls, answers) = (publisher("call"), publisher("answer"));
-            let (mut called, mut answered) = (looking(&dir, "call"), looking(&dir, "answer"));
-            let counted = Arc::clone(&polls);
+        let publisher = |topic: &str| dir.publisher(topic).runtime(runtime.handle().clone()).bind().unwrap();
+        let (calls, answers) = (publisher("call"), publisher("answer"));
+        let (mut called, mut answered) = (looking(&dir, "call"), looking(&dir, "answer"));
+        let (counted_by_server, counted_by_client) = (Arc::clone(&polls), Arc::clone(&polls));
+        // Started by a thread of the runtime: neither has begun to look while the other is still to be started.
+        let talk = async move {
             let server = tokio::spawn(async move {
                 for _ in 0..STEPS {
-                    take(&mut called, &counted).await;
+                    take(&mut called, &counted_by_server).await;
                     give(&answers).await;
                 }
             });
-            let counted = Arc::clone(&polls);
             let client = tokio::spawn(async move {
                 for _ in 0..STEPS {
                     give(&calls).await;
-                    take(&mut answered, &counted).await;
+                    take(&mut answered, &counted_by_client).await;
                 }
             });
             within("server", server).await.unwrap();
             within("client", client).await.unwrap();
         };
-        runtime.block_on(talk);
+        runtime.block_on(async { runtime.spawn(talk).await.unwrap() });
         assert_gave_way(case, &polls);
     }
 }

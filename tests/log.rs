@@ -116,6 +116,26 @@ async fn role_both_sides() {
 }
 
 #[test]
+fn topic_without_a_publisher_is_told_with_what_is_watched_and_names_like_it() {
+    let dir = Dir::new();
+    Peer::start("role_mistypes", &dir).finish();
+    dir.assert_empties();
+}
+
+#[tokio::test]
+async fn role_mistypes() {
+    let Some(role) = Role::of("role_mistypes") else { return };
+    tracing::subscriber::set_global_default(&LINES).unwrap();
+    let publisher = role.publisher("camera/front").bind().unwrap();
+    let _subscriber = role.subscriber("camera/fornt").connect().unwrap();
+    let watched = format!("watched={}/camera", role.dir.display());
+    let topic = "topic=\"camera/fornt\"";
+    LINES.until_told(&["DEBUG", topic, &watched, "no publisher of the topic is there"]).await;
+    LINES.until_told(&["DEBUG", topic, "other=\"camera/front\"", "a similar name"]).await;
+    within("close", publisher.close()).await.unwrap();
+}
+
+#[test]
 fn wait_for_a_message_while_the_whole_depth_is_held_is_told_once() {
     let dir = Dir::new();
     Peer::start("role_hoarder", &dir).finish();

@@ -6,7 +6,7 @@ mod support;
 use std::collections::VecDeque;
 use std::fmt::{self, Write as _};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::SinkExt;
 use support::{Dir, LIMIT, Peer, Random, Role, until, within};
@@ -98,6 +98,7 @@ async fn subscriber_that_keeps_its_samples_stops_nobody_who_may_lose_messages() 
         assert_eq!(received + missed, 200);
         // How many depends on when the machine lets it run.
         assert!(received >= 4, "{received}");
+        within("flush", publisher.flush()).await.unwrap();
         assert!(publisher.stats().dropped >= 180, "{:?}", publisher.stats());
         hoarder.finish();
     }
@@ -192,6 +193,8 @@ async fn newest_is_dropped_where_a_subscriber_that_does_not_read_has_its_share()
     for _ in 0..40 {
         within("send", publisher.send(publisher.loan(8 * MIB).await.unwrap())).await.unwrap();
     }
+    // What found another inside is delivered, or dropped, by that one.
+    within("flush", publisher.flush()).await.unwrap();
     // Three quarters of 256 MiB.
     assert_eq!(publisher.stats().dropped, 40 - 24);
     let mut received = 0;
@@ -236,6 +239,45 @@ async fn sender_goes_on_when_any_subscriber_makes_room_in_the_pool() {
     within("send", sender).await.unwrap();
 }
 
+/// The head waits for one subscriber alone, and the other, which has it already, has what that one lacks.
+#[tokio::test]
+async fn sender_goes_on_when_a_subscriber_that_has_the_message_makes_room() {
+    let mut quickest = Duration::MAX;
+    for _ in 0..5 {
+        let dir = Dir::new();
+        let publisher = dir.publisher("t").pool(pool(16)).history(1).bind().unwrap();
+        let mut two = [(); 2].map(|()| dir.subscriber("t").connect().unwrap());
+        within("subscribers", publisher.wait_for_subscribers(2)).await;
+        // A share is four MiB, and eight can be had before memory is scarce: the first keeps four, the second three, the history one.
+        let mut kept = [Vec::new(), Vec::new()];
+        for seq in 0..8 {
+            within("send", publisher.send(vec![0; MIB])).await.unwrap();
+            for (index, subscriber) in two.iter_mut().enumerate() {
+                let sample = within("recv", subscriber.recv()).await.unwrap();
+                if seq < 7 && seq % 2 == index {
+                    kept[index].push(sample);
+                }
+            }
+        }
+        within("send", publisher.send(vec![0; MIB])).await.unwrap();
+        let mut flush = tokio_test::task::spawn(publisher.flush());
+        assert!(flush.poll().is_pending(), "the first has its share");
+        drop(within("recv", two[1].recv()).await.unwrap());
+        // What there is to do besides is done.
+        for _ in 0..200 {
+            tokio::task::yield_now().await;
+        }
+        assert!(flush.poll().is_pending(), "nothing was given back");
+        let begun = Instant::now();
+        kept[1].clear();
+        within("flush", flush).await.unwrap();
+        quickest = quickest.min(begun.elapsed());
+        drop(within("recv", two[0].recv()).await.unwrap());
+    }
+    // By the release, and not when the publisher looks how long senders have been waiting: after a second.
+    assert!(quickest < Duration::from_millis(500), "{quickest:?}");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn link_bytes_bounds_what_a_link_has_and_one_message_is_always_let_through() {
     let dir = Dir::new();
@@ -248,6 +290,7 @@ async fn link_bytes_bounds_what_a_link_has_and_one_message_is_always_let_through
         for _ in 0..200 {
             publisher.send(vec![0; len]).await.unwrap();
         }
+        within("flush", publisher.flush()).await.unwrap();
         assert_eq!(publisher.stats().dropped, 200 - most);
         drop(subscriber);
         publisher.close().await.unwrap();
@@ -271,6 +314,76 @@ async fn history_gives_way_before_links_go_without() {
         within("send", publisher.send(vec![seq; MIB])).await.unwrap();
         assert_eq!(within("recv", subscriber.recv()).await.unwrap()[0], seq);
     }
+}
+
+/// A message longer than a link's share needs room beside all others.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn history_gives_way_before_messages_longer_than_a_share_are_dropped() {
+    let dir = Dir::new();
+    let builder = dir.publisher("t").pool(pool(16)).history(100).on_full(OnFull::DropNewest);
+    let publisher = builder.bind().unwrap();
+    let mut two = [(); 2].map(|()| dir.subscriber("t").connect().unwrap());
+    within("subscribers", publisher.wait_for_subscribers(2)).await;
+    for number in 0..20 {
+        within("send", publisher.send(vec![number; 5 * MIB])).await.unwrap();
+        for subscriber in &mut two {
+            assert_eq!(within("recv", subscriber.recv()).await.unwrap()[0], number);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn history_for_a_newcomer_is_the_newest_that_its_share_has_room_for() {
+    let dir = Dir::new();
+    let builder = dir.publisher("t").pool(pool(16)).history(100).on_full(OnFull::DropNewest);
+    let publisher = builder.bind().unwrap();
+    // Has all of it, and reads nothing.
+    let _first = dir.subscriber("t").connect().unwrap();
+    within("subscriber", publisher.wait_for_subscribers(1)).await;
+    send(&publisher, 12, MIB).await;
+    within("flush", publisher.flush()).await.unwrap();
+    let mut newcomer = dir.subscriber("t").connect().unwrap();
+    within("subscriber", publisher.wait_for_subscribers(2)).await;
+    // A share of two is four MiB.
+    for expected in 8..12_u64 {
+        let sample = within("recv", newcomer.recv()).await.unwrap();
+        assert_eq!(sample[..8], expected.to_le_bytes());
+    }
+    within("send", publisher.send(b"the next".as_slice())).await.unwrap();
+    assert_eq!(&*within("recv", newcomer.recv()).await.unwrap(), b"the next");
+}
+
+/// It left with a sample held, and what it keeps counts as before.
+#[test]
+fn subscriber_that_has_left_is_not_evicted_for_having_kept_senders_waiting() {
+    let warnings = Warnings::default();
+    let _guard = tracing::subscriber::set_default(warnings.clone());
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let dir = Dir::new();
+        let evict_after = Duration::from_secs(1);
+        let publisher = dir.publisher("t").evict_after(evict_after).bind().unwrap();
+        let mut subscriber = dir.subscriber("t").depth(1).connect().unwrap();
+        // Keeps the next message from being delivered for as long as it takes.
+        let mut other = dir.subscriber("t").depth(1).connect().unwrap();
+        within("subscribers", publisher.wait_for_subscribers(2)).await;
+        within("send", publisher.send([0])).await.unwrap();
+        let held = within("recv", subscriber.recv()).await.unwrap();
+        publisher.try_send([1]).unwrap();
+        drop(subscriber);
+        until("it has left", || publisher.subscriber_count() == 1).await;
+        assert_eq!(*within("recv", other.recv()).await.unwrap(), [0]);
+        let late = Instant::now() + 2 * evict_after;
+        while Instant::now() < late {
+            assert_eq!(*within("recv", other.recv()).await.unwrap(), [1]);
+            within("send", publisher.send([1])).await.unwrap();
+        }
+        assert_eq!(publisher.pool().stats().abandoned_bytes, 0);
+        assert_eq!(*warnings.0.lock().unwrap(), [""; 0]);
+        assert_eq!(*held, [0]);
+        drop((held, other));
+        until("everything is back", || publisher.pool().stats().in_use() == 0).await;
+    });
 }
 
 /// Keeps the warnings of this crate.
