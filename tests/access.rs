@@ -10,7 +10,7 @@ use std::path::Path;
 
 use rustix::fs::{Gid, Mode, Uid};
 use rustix::thread::{set_thread_gid, set_thread_groups, set_thread_uid};
-use support::{Dir, LIMIT, Peer, Role, within};
+use support::{Dir, LIMIT, Peer, Role, wait_until, within};
 use tokio_shm::{RecvError, ShmPublisherBuilder, ShmSubscriberBuilder};
 
 const GROUP: u32 = 64_242;
@@ -146,6 +146,23 @@ fn start(role: &str, dir: &Dir, who: Who) -> (Peer, String) {
 
 /// One message from `publisher` to `subscriber`; what it makes belongs to `owner`, and for a group to that one.
 fn exchange(dir: &Dir, publisher: Who, subscriber: Who, owner: u32, group: Option<u32>) {
+    exchange_beside(dir, publisher, subscriber, || {
+        for made in below(dir.path()) {
+            let found = made.symlink_metadata().unwrap();
+            let mode = found.mode() & 0o7777;
+            assert_eq!(found.uid(), owner, "{made:?}");
+            match group {
+                Some(group) => {
+                    assert_eq!((found.gid(), mode & 0o7, mode & 0o60), (group, 0, 0o60), "{made:?} {mode:o}")
+                }
+                None => assert_eq!(mode & 0o77, 0, "{made:?} {mode:o}"),
+            }
+        }
+    });
+}
+
+/// One message from `publisher` to `subscriber`, and then `look` while both are there.
+fn exchange_beside(dir: &Dir, publisher: Who, subscriber: Who, look: impl FnOnce()) {
     let (mut publishing, said) = start("role_publishes", dir, publisher);
     assert_eq!(said, "bound");
     let (mut subscribing, said) = start("role_subscribes", dir, subscriber);
@@ -155,17 +172,7 @@ fn exchange(dir: &Dir, publisher: Who, subscriber: Who, owner: u32, group: Optio
     publishing.tell("hello");
     assert_eq!(subscribing.hear(), "hello");
     assert_eq!(publishing.hear(), "1");
-    for made in below(dir.path()) {
-        let found = made.symlink_metadata().unwrap();
-        let mode = found.mode() & 0o7777;
-        assert_eq!(found.uid(), owner, "{made:?}");
-        match group {
-            Some(group) => {
-                assert_eq!((found.gid(), mode & 0o7, mode & 0o60), (group, 0, 0o60), "{made:?} {mode:o}")
-            }
-            None => assert_eq!(mode & 0o77, 0, "{made:?} {mode:o}"),
-        }
-    }
+    look();
     publishing.close_stdin();
     assert_eq!(subscribing.hear(), "closed");
     publishing.finish();
@@ -251,4 +258,139 @@ fn hostile_directory_open_to_a_group_that_was_not_let_in_is_refused() {
         let (_peer, said) = start(role, &dir, Who { allow_gid: Some(GROUP), ..Who::of(BERTA, GROUP) });
         assert!(said.contains(&format!("belongs to user {ANNA}")) && said.contains("allow_uid"), "{said}");
     }
+}
+
+/// Binds and closes again and again until it is killed, and says so after the first times.
+#[test]
+fn role_binds_and_closes() {
+    let Some(role) = Role::of("role_binds_and_closes") else { return };
+    let who = Who::become_told(&role);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        for round in 0.. {
+            match who.publisher(role.publisher("a/t")).bind() {
+                Ok(publisher) => within("close", publisher.close()).await.unwrap(),
+                Err(error) => return role.say(&chain(&error)),
+            }
+            if round == 10 {
+                role.say("goes on");
+            }
+        }
+    });
+}
+
+/// Connects as often as it is told, and says how that went.
+#[test]
+fn role_connects() {
+    let Some(role) = Role::of("role_connects") else { return };
+    let who = Who::become_told(&role);
+    role.say("ready");
+    while let Some(times) = role.hear() {
+        let connect = |_| who.subscriber(role.subscriber("a/t")).connect().map(drop);
+        match (0..times.parse().unwrap()).try_for_each(connect) {
+            Ok(()) => role.say("connected"),
+            Err(error) => role.say(&chain(&error)),
+        }
+    }
+}
+
+/// What is made for another user is that user's from the first instant that it can be seen: one who connects meanwhile is not refused
+/// by what is unfinished, nor is anyone by what a killed process has left so.
+fn bind_beside_connects(dir: &Dir, binder: Who, user: Who) {
+    const CONNECTS: u32 = 300;
+    let (mut connecting, said) = start("role_connects", dir, user);
+    assert_eq!(said, "ready");
+    for round in 0..10 {
+        let (mut binding, said) = start("role_binds_and_closes", dir, binder);
+        assert_eq!(said, "goes on", "round {round}");
+        assert_eq!(connecting.ask(&CONNECTS.to_string()), "connected", "round {round}");
+        // Wherever it is just now.
+        binding.kill();
+        assert_eq!(connecting.ask("1"), "connected", "round {round}");
+        let (publishing, said) = start("role_publishes", dir, user);
+        assert_eq!(said, "bound", "round {round}");
+        publishing.finish();
+    }
+    connecting.finish();
+    // What it has left unfinished it completes itself.
+    let (mut last, said) = start("role_publishes", dir, binder);
+    assert_eq!(said, "bound");
+    last.close_stdin();
+    last.finish();
+    dir.assert_empties();
+}
+
+#[test]
+fn connects_of_a_member_go_on_while_root_binds_and_is_killed() {
+    let Some(dir) = directory(0, GROUP, 0o770) else { return };
+    let root = Who { allow_uid: Some(BERTA), allow_gid: Some(GROUP), ..Who::of(0, 0) };
+    let berta = Who { allow_uid: Some(0), allow_gid: Some(GROUP), ..Who::of(BERTA, GROUP) };
+    bind_beside_connects(&dir, root, berta);
+    bind_beside_connects(&dir, berta, root);
+}
+
+#[test]
+fn connects_of_a_user_go_on_while_root_binds_in_the_users_directory_and_is_killed() {
+    let Some(dir) = directory(ANNA, GROUP, 0o700) else { return };
+    let root = Who { allow_uid: Some(ANNA), ..Who::of(0, 0) };
+    let anna = Who { allow_uid: Some(0), ..Who::of(ANNA, GROUP) };
+    bind_beside_connects(&dir, root, anna);
+}
+
+/// Keeps all that it gets, and says each.
+#[test]
+fn role_holds() {
+    let Some(role) = Role::of("role_holds") else { return };
+    let who = Who::become_told(&role);
+    let mut subscriber = who.subscriber(role.subscriber("a/t").depth(1)).connect().unwrap();
+    role.say("connected");
+    let mut held = Vec::new();
+    while let Ok(sample) = subscriber.blocking_recv_timeout(LIMIT) {
+        role.say(std::str::from_utf8(&sample).unwrap());
+        held.push(sample);
+    }
+}
+
+/// Kills on either side between two users, who publish in turn.
+fn kill_each_other(dir: &Dir, one: Who, other: Who) {
+    for (publisher, subscriber) in [(one, other), (other, one)] {
+        let (mut publishing, said) = start("role_publishes", dir, publisher);
+        assert_eq!(said, "bound");
+        let (mut holding, said) = start("role_holds", dir, subscriber);
+        assert_eq!(said, "connected");
+        assert_eq!(publishing.ask("subscribed"), "1");
+        assert_eq!(publishing.ask("first"), "1");
+        assert_eq!(holding.hear(), "first");
+        // It has no room for more than one.
+        assert_eq!(publishing.ask("second"), "1");
+        assert_eq!(publishing.ask("third"), "1");
+        holding.kill();
+        wait_until("the dead one is gone", || publishing.ask("look") == "0");
+        let (mut subscribing, said) = start("role_subscribes", dir, subscriber);
+        assert_eq!(said, "connected");
+        assert_eq!(publishing.ask("subscribed"), "1");
+        assert_eq!(publishing.ask("fourth"), "1");
+        assert_eq!(subscribing.hear(), "fourth");
+        publishing.kill();
+        let said = subscribing.hear();
+        assert!(said.contains("was lost"), "{said}");
+        subscribing.finish();
+        // The other user takes over the topic, and what the dead one has left of it is gone.
+        exchange_beside(dir, subscriber, publisher, || ());
+    }
+}
+
+#[test]
+fn members_of_a_group_outlive_each_other() {
+    let Some(dir) = directory(0, GROUP, 0o770) else { return };
+    let member = |uid| Who { allow_gid: Some(GROUP), ..Who::of(uid, GROUP) };
+    kill_each_other(&dir, member(ANNA), member(BERTA));
+}
+
+#[test]
+fn root_and_a_user_outlive_each_other() {
+    let Some(dir) = directory(ANNA, GROUP, 0o700) else { return };
+    let root = Who { allow_uid: Some(ANNA), ..Who::of(0, 0) };
+    let anna = Who { allow_uid: Some(0), ..Who::of(ANNA, GROUP) };
+    kill_each_other(&dir, root, anna);
 }
