@@ -442,7 +442,18 @@ fn role_is_busy() {
     });
 }
 
-/// One that is waited for and then gone without having served is told of.
+/// Runs nothing until it is told to close.
+#[test]
+fn role_is_busy_and_closes() {
+    let Some(role) = Role::of("role_is_busy_and_closes") else { return };
+    let runtime = runtime();
+    let publisher = role.publisher("t").runtime(runtime.handle().clone()).bind().unwrap();
+    role.say("bound");
+    role.hear();
+    runtime.block_on(publisher.close()).unwrap();
+}
+
+/// One that is waited for and then gone without having served is told of, and what is told is true of either end.
 #[test]
 fn subscriber_in_a_full_line_is_told_when_the_publisher_goes() {
     let script = "echo 1 > /proc/sys/net/core/somaxconn && exec \"$0\" \"$@\"";
@@ -451,21 +462,36 @@ fn subscriber_in_a_full_line_is_told_when_the_publisher_goes() {
     if !is_allowed(&command) {
         return;
     }
-    let dir = Dir::new();
-    let mut publisher = Peer::start_under(&command, "role_is_busy", &dir);
-    assert_eq!(publisher.hear(), "bound");
-    let mut subscribers: Vec<_> = (0..5).map(|_| dir.subscriber("t").connect().unwrap()).collect();
-    publisher.kill();
-    let mut told = 0;
-    for subscriber in &mut subscribers {
-        // Those in line already were never served: a publisher that went before it knew of them had nothing for them.
-        match subscriber.blocking_recv_timeout(std::time::Duration::from_secs(2)) {
-            Err(RecvError::PublisherLost { .. }) => told += 1,
-            Err(RecvError::TimedOut) => {}
-            other => panic!("{other:?}"),
+    for killed in [true, false] {
+        let dir = Dir::new();
+        let mut publisher = Peer::start_under(&command, "role_is_busy_and_closes", &dir);
+        assert_eq!(publisher.hear(), "bound");
+        let connect = || dir.subscriber("t").end_with_last_publisher(true).connect().unwrap();
+        let mut subscribers: Vec<_> = (0..5).map(|_| connect()).collect();
+        if killed {
+            publisher.kill();
+        } else {
+            publisher.finish();
         }
+        let (mut in_line, mut turned_away) = (0, 0);
+        for subscriber in &mut subscribers {
+            match (killed, subscriber.blocking_recv_timeout(LIMIT)) {
+                (true, Err(RecvError::PublisherLost { .. })) => in_line += 1,
+                (false, Err(RecvError::Closed)) => {
+                    in_line += 1;
+                    continue;
+                }
+                (_, Err(RecvError::Refused { reason, .. })) => {
+                    assert!(reason.contains("gone before it had room"), "{reason}");
+                    turned_away += 1;
+                }
+                (_, other) => panic!("{other:?}"),
+            }
+            let end = subscriber.blocking_recv_timeout(LIMIT);
+            assert!(matches!(end, Err(RecvError::Closed)), "{end:?}");
+        }
+        assert!(in_line + turned_away == 5 && turned_away >= 3, "{in_line}, {turned_away}");
+        drop(subscribers);
+        dir.assert_empties();
     }
-    assert!(told >= 3, "{told}");
-    drop(subscribers);
-    dir.assert_empties();
 }

@@ -3,6 +3,7 @@
 mod support;
 
 use std::process::exit;
+use std::time::Duration;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use support::{Dir, LIMIT, Peer, Role, skipped, wait_until};
@@ -146,7 +147,11 @@ fn child_many_that_have_connected() {
     let connect = |_| role.subscriber("t").depth(2).end_with_last_publisher(true).connect().unwrap();
     let mut subscribers: Vec<_> = (0..SUBSCRIBERS).map(connect).collect();
     role.say("connected");
-    assert_eq!(role.hear().as_deref(), Some("ended"));
+    if role.hear().as_deref() == Some("killed") {
+        let ends = subscribers.iter_mut().map(|subscriber| read_all(subscriber).2);
+        let lost = ends.filter(|end| matches!(end, RecvError::PublisherLost { .. })).count();
+        return role.say(&format!("lost {lost}"));
+    }
     let (mut told, mut silent) = (0, 0);
     for subscriber in &mut subscribers {
         let (numbers, missed, end) = read_all(subscriber);
@@ -183,6 +188,62 @@ fn subscribers_in_line_when_the_publisher_ends_are_told_what_they_missed() {
         assert_eq!(child.ask("ended"), format!("told {SUBSCRIBERS}, silent 0"));
         child.finish();
         drop(runtime);
+    }
+}
+
+/// Each `connect` has returned, and what was sent since is missing: a death is no clean end.
+#[test]
+fn child_busy_until_it_is_killed() {
+    let Some(role) = Role::of("child_busy_until_it_is_killed") else { return };
+    raise_files();
+    let [runtime, _] = runtimes();
+    let builder = role.publisher("t").max_subscribers(1_000).runtime(runtime.handle().clone());
+    let publisher = builder.bind().unwrap();
+    role.say("bound");
+    // In a rush, or else it is not looked for new subscribers.
+    if role.hear().as_deref() == Some("rush") {
+        loop {
+            publisher.try_send(0_u64.to_le_bytes()).unwrap();
+        }
+    }
+    role.hear();
+}
+
+#[test]
+fn subscribers_in_line_when_the_publisher_is_killed_are_told_so() {
+    if getrlimit(Resource::Nofile).maximum.is_some_and(|maximum| maximum < FILES) {
+        return skipped(&format!("RLIMIT_NOFILE cannot be raised to {FILES}"));
+    }
+    let dir = Dir::new();
+    let mut publisher = Peer::start("child_busy_until_it_is_killed", &dir);
+    assert_eq!(publisher.hear(), "bound");
+    publisher.tell("sleep");
+    let mut child = Peer::start("child_many_that_have_connected", &dir);
+    assert_eq!(child.hear(), "connected");
+    publisher.kill();
+    assert_eq!(child.ask("killed"), format!("lost {SUBSCRIBERS}"));
+    child.finish();
+    dir.assert_empties();
+}
+
+/// At every moment of a connection in a rush: between any two steps of the publisher's.
+#[test]
+fn subscriber_of_a_rush_whose_publisher_is_killed_is_told_so() {
+    for round in 0..20 {
+        let dir = Dir::new();
+        let mut publisher = Peer::start("child_busy_until_it_is_killed", &dir);
+        assert_eq!(publisher.hear(), "bound");
+        publisher.tell("rush");
+        let builder = dir.subscriber("t").on_full(OnFull::DropOldest).depth(4).end_with_last_publisher(true);
+        let mut subscriber = builder.connect().unwrap();
+        // The time that passes is what is varied.
+        std::thread::sleep(Duration::from_millis(round % 10));
+        publisher.kill();
+        let (_, _, end) = read_all(&mut subscriber);
+        assert!(matches!(end, RecvError::PublisherLost { .. }), "round {round}: {end:?}");
+        assert!(matches!(read_all(&mut subscriber).2, RecvError::Closed));
+        drop(subscriber);
+        dir.assert_empties();
     }
 }
 

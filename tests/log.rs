@@ -135,40 +135,6 @@ async fn role_mistypes() {
     within("close", publisher.close()).await.unwrap();
 }
 
-#[test]
-fn wait_for_a_message_while_the_whole_depth_is_held_is_told_once() {
-    let dir = Dir::new();
-    Peer::start("role_hoarder", &dir).finish();
-    dir.assert_empties();
-}
-
-#[tokio::test]
-async fn role_hoarder() {
-    let Some(role) = Role::of("role_hoarder") else { return };
-    tracing::subscriber::set_global_default(&LINES).unwrap();
-    let publisher = role.publisher("t").bind().unwrap();
-    let mut subscriber = role.subscriber("t").depth(2).connect().unwrap();
-    let words = ["WARN", "holds all samples that its depth allows"];
-    for round in 0..3 {
-        let mut held = Vec::new();
-        for number in 0..2_u8 {
-            within("send", publisher.send([number])).await.unwrap();
-            held.push(within("recv", subscriber.recv()).await.unwrap());
-            let told = LINES.lines().iter().any(|line| words.iter().all(|word| line.contains(word)));
-            assert!(!told || round > 0, "there is room for another");
-        }
-        // It is no error: what is held may be dropped elsewhere.
-        let mut next = tokio_test::task::spawn(subscriber.recv());
-        // Until it no longer looks, but sleeps.
-        LINES.until_told_by(&words, || assert!(next.poll().is_pending())).await;
-        drop(held);
-        within("send", publisher.send([7])).await.unwrap();
-        assert_eq!(*within("next", next).await.unwrap(), [7]);
-    }
-    let told = LINES.lines().iter().filter(|line| words.iter().all(|word| line.contains(word))).count();
-    assert_eq!(told, 1);
-}
-
 thread_local! {
     static IN_LAYER: Cell<bool> = const { Cell::new(false) };
 }

@@ -4,12 +4,13 @@
 
 mod support;
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures::StreamExt as _;
 use futures::stream::FusedStream as _;
 use support::{Dir, Peer, Role, until, wait_until, within};
-use tokio_shm::{BusyPoll, OnFull, RecvError, ShmSample, ShmSubscriber, TryRecvError};
+use tokio_shm::{BusyPoll, OnFull, RecvError, ShmPoolConfig, ShmSample, ShmSubscriber, TryRecvError};
 use tokio_test::{assert_ready, task};
 
 fn text(error: &RecvError) -> String {
@@ -228,6 +229,175 @@ async fn wait_for_a_publisher_that_refuses_says_so() {
         "{refused:?}"
     );
     drop(first);
+}
+
+/// It is told once, and then taken as soon as there is room, however it waits, without any news in the directory.
+#[test]
+fn refused_subscriber_is_taken_when_a_seat_comes_free() {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    for way in 0..4 {
+        let dir = Dir::new();
+        let builder = dir.publisher("t").max_subscribers(1).runtime(runtime.handle().clone());
+        let publisher = builder.bind().unwrap();
+        let mut first = dir.subscriber("t").connect().unwrap();
+        publisher.try_send([0]).unwrap();
+        assert_eq!(*first.blocking_recv_timeout(support::LIMIT).unwrap(), [0]);
+        let mut second = dir.subscriber("t").end_with_last_publisher(true).connect().unwrap();
+        let refused = take_next(&mut second);
+        assert!(matches!(refused, Err(RecvError::Refused { .. })), "{refused:?}");
+        let waited = second.blocking_recv_timeout(Duration::from_millis(400));
+        assert!(matches!(waited, Err(RecvError::TimedOut)), "it is not told again: {waited:?}");
+        drop(first);
+        wait_until("the first has left", || publisher.subscriber_count() == 0);
+        match way {
+            0 => runtime.block_on(async { within("wait", second.wait_for_publishers(1)).await.unwrap() }),
+            1 => wait_until("a seat", || {
+                let waited = second.blocking_recv_timeout(Duration::from_millis(10));
+                assert!(matches!(waited, Err(RecvError::TimedOut)), "{waited:?}");
+                publisher.subscriber_count() == 1
+            }),
+            2 => wait_until("a seat", || {
+                assert!(matches!(second.try_recv(), Err(TryRecvError::Empty)));
+                publisher.subscriber_count() == 1
+            }),
+            _ => runtime.block_on(async {
+                tokio::select! {
+                    received = second.recv() => panic!("{received:?}"),
+                    () = within("a seat", publisher.wait_for_subscribers(1)) => {}
+                }
+            }),
+        }
+        publisher.try_send([1]).unwrap();
+        assert_eq!(*take_next(&mut second).unwrap(), [1]);
+        runtime.block_on(publisher.close()).unwrap();
+        assert!(matches!(take_next(&mut second), Err(RecvError::Closed)));
+        drop(second);
+        dir.assert_empties();
+    }
+}
+
+/// One that is gone before it had room ends the wait.
+#[tokio::test]
+async fn refused_subscriber_is_at_its_end_when_the_publisher_closes() {
+    let dir = Dir::new();
+    let publisher = dir.publisher("t").max_subscribers(1).bind().unwrap();
+    let _first = dir.subscriber("t").connect().unwrap();
+    within("first", publisher.wait_for_subscribers(1)).await;
+    let mut second = dir.subscriber("t").end_with_last_publisher(true).connect().unwrap();
+    let refused = within("refusal", second.recv()).await;
+    assert!(matches!(refused, Err(RecvError::Refused { .. })), "{refused:?}");
+    let end = tokio::spawn(async move { within("end", second.recv()).await });
+    within("close", publisher.close()).await.unwrap();
+    let end = end.await.unwrap();
+    assert!(matches!(end, Err(RecvError::Closed)), "{end:?}");
+}
+
+/// A publisher that loses what it is sent has as much to tell as another has to deliver: they take turns.
+#[test]
+fn publisher_that_only_has_losses_to_tell_leaves_others_their_turn() {
+    let dir = Dir::new();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let bind = || dir.publisher("t").on_full(OnFull::DropNewest).runtime(runtime.handle().clone()).bind();
+    let (flooding, other) = (bind().unwrap(), bind().unwrap());
+    let mut subscriber = dir.subscriber("t").depth(8).connect().unwrap();
+    (0..8).for_each(|_| flooding.try_send([0]).unwrap());
+    let _held: Vec<_> = (0..8).map(|_| subscriber.blocking_recv_timeout(support::LIMIT).unwrap()).collect();
+    (0..8).for_each(|number| other.try_send([number]).unwrap());
+    let mut from_other = Vec::new();
+    for turn in 0..20 {
+        flooding.try_send([1]).unwrap();
+        match take_next(&mut subscriber) {
+            Ok(sample) => from_other.push(sample[0]),
+            Err(RecvError::Lagged { publisher, .. }) => assert_eq!(publisher, flooding.id()),
+            Err(error) => panic!("{error}"),
+        }
+        if from_other.len() == 8 {
+            assert!(turn < 18, "{turn}");
+            break;
+        }
+    }
+    assert_eq!(from_other, [0, 1, 2, 3, 4, 5, 6, 7]);
+}
+
+/// What the history has lost, because memory was short, is from before the connection: nothing is missed.
+#[tokio::test]
+async fn hole_in_the_history_is_no_loss_of_one_that_comes_later() {
+    const MIB: usize = 1 << 20;
+    let dir = Dir::new();
+    let pool = ShmPoolConfig::new().max_bytes(4 * MIB as u64);
+    let publisher = dir.publisher("t").history(8).pool(pool).bind().unwrap();
+    let mut keeps = dir.subscriber("t").connect().unwrap();
+    let mut kept = None;
+    for number in 0..3_u8 {
+        within("send", publisher.send([number])).await.unwrap();
+        let sample = within("recv", keeps.recv()).await.unwrap();
+        kept.get_or_insert(sample);
+    }
+    let mut loans = Vec::new();
+    while let Ok(loan) = publisher.try_loan(MIB / 2) {
+        loans.push(loan);
+    }
+    // Who waits for memory gets what no subscriber has: all of the history but the oldest.
+    let mut waiting = task::spawn(publisher.loan(MIB / 2));
+    until("it is given up", || {
+        waiting.poll().is_ready() || publisher.pool().stats().in_use() <= loans.len() + 1
+    })
+    .await;
+    drop((waiting, loans));
+    assert_eq!(kept.as_ref().unwrap().seq(), 0);
+    let mut late = dir.subscriber("t").connect().unwrap();
+    within("late", publisher.wait_for_subscribers(2)).await;
+    within("send", publisher.send([3])).await.unwrap();
+    let sample = within("recv", late.recv()).await.unwrap();
+    assert_eq!((sample.seq(), &*sample), (3, &[3][..]));
+}
+
+/// A message that waits for another subscriber belongs to the history of one that comes meanwhile.
+#[tokio::test]
+async fn message_under_way_is_no_loss_of_one_that_comes_later() {
+    for depth in [1, 8] {
+        let dir = Dir::new();
+        let publisher = dir.publisher("t").history(3).bind().unwrap();
+        let mut slow = dir.subscriber("t").depth(1).connect().unwrap();
+        publisher.try_send([0]).unwrap();
+        publisher.try_send([1]).unwrap();
+        let late = dir.subscriber("t").depth(depth).on_full(OnFull::DropNewest);
+        let mut late = late.connect().unwrap();
+        within("late", publisher.wait_for_subscribers(2)).await;
+        assert_eq!(*within("recv", slow.recv()).await.unwrap(), [0]);
+        assert_eq!(*within("recv", slow.recv()).await.unwrap(), [1]);
+        for number in u8::from(depth == 1)..2 {
+            assert_eq!(*within("recv", late.recv()).await.unwrap(), [number]);
+        }
+        publisher.send([2]).await.unwrap();
+        assert_eq!(*within("recv", late.recv()).await.unwrap(), [2]);
+    }
+}
+
+/// Of what a subscriber leaves behind only the sample stays that is held, whatever it was dropped in the middle of.
+#[test]
+fn subscriber_dropped_in_a_stream_gives_back_all_but_the_sample_that_is_held() {
+    let dir = Dir::new();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let publisher = dir.publisher("t").runtime(runtime.handle().clone()).bind().unwrap();
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                let _ = publisher.try_send([1]);
+            }
+        });
+        for round in 0..400 {
+            let mut subscriber =
+                dir.subscriber("t").depth(2 + round % 8).on_full(OnFull::DropNewest).connect().unwrap();
+            let held = subscriber.blocking_recv_timeout(support::LIMIT);
+            let _ = (0..round % 13).map(|_| subscriber.try_recv()).filter(Result::is_ok).count();
+            drop(subscriber);
+            wait_until("the rest is back", || publisher.pool().stats().in_use() <= 2);
+            drop(held);
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
 }
 
 /// Has a child that holds its sockets, so that its death is told by its process alone.

@@ -165,6 +165,7 @@ impl Said {
             Self::Hello(depth, code) => encoded(Frame::Hello(Hello {
                 subscriber: 1,
                 connected_at_ns: monotonic_ns(),
+                waited_ns: 0,
                 depth: (*depth).into(),
                 on_full: policy(*code),
             })),

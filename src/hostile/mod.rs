@@ -111,7 +111,8 @@ impl Wire {
 
 /// What a subscriber says first.
 fn hello(depth: u32, on_full: OnFullWire) -> Frame {
-    Frame::Hello(Hello { subscriber: 7, connected_at_ns: monotonic_ns(), depth, on_full: Some(on_full) })
+    let (connected_at_ns, on_full) = (monotonic_ns(), Some(on_full));
+    Frame::Hello(Hello { subscriber: 7, connected_at_ns, waited_ns: 0, depth, on_full })
 }
 
 /// The bytes of a frame, to be spoiled.
@@ -132,7 +133,7 @@ fn bad_packets(good: Frame) -> Vec<(Vec<u8>, &'static str)> {
         (b"garbage!garbage!".to_vec(), "not a frame of this protocol"),
         (vec![0xff; FRAME_MAX], "not a frame of this protocol"),
         (with(0, b'T'), "not a frame of this protocol"),
-        (with(4, 99), "speaks protocol version 99, this build speaks 1"),
+        (with(4, 99), "speaks protocol version 99, this build speaks 2"),
         (with(6, 200), "unknown kind 200"),
         (with(7, 1), "reserved byte cannot be 1"),
         (longer(1), "too long for its kind"),

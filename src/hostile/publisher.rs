@@ -267,14 +267,14 @@ fn child_faults() {
         refused(&mut this, "descriptors", &encoded(good), fds, &expected);
     }
     for (at, value, expected) in
-        [(32, [0; 4], "depth cannot be 0"), (32, [1, 0, 1, 0], "depth cannot be 65537")]
+        [(40, [0; 4], "depth cannot be 0"), (40, [1, 0, 1, 0], "depth cannot be 65537")]
     {
         let mut packet = encoded(good);
         packet[at..at + 4].copy_from_slice(&value);
         refused(&mut this, "a depth", &packet, 0, expected);
     }
     let mut packet = encoded(good);
-    packet[36] = 9;
+    packet[44] = 9;
     refused(&mut this, "a policy", &packet, 0, "policy cannot be 9");
     for (case, act, expected) in DEEDS {
         let guest = this.guest();

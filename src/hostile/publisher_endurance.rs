@@ -47,7 +47,7 @@ fn child_silent() {
     assert_eq!(honest.blocking_recv_timeout(LIMIT).unwrap().seq(), 1_001);
     assert_idle("a publisher with silent connections", std::thread::sleep);
     // The first came too early, and the last is still free to speak.
-    assert!(silent[0].hear().is_none());
+    assert_eq!(silent[0].hear_out(), Some(Frame::Refused(RefusedReason::OutOfResources)));
     let last = silent.pop().unwrap();
     assert!(last.say(hello(1, OnFullWire::DropNewest), &[]));
     assert!(matches!(last.hear(), Some((Frame::Welcome(_), _))));

@@ -274,7 +274,7 @@ const HANDSHAKES: &[Handshake] = &[
             gifts.page.view().scribble(1, 9);
             assert!(this.wire.say(this.hostile.welcome(DEPTH), &gifts.fds()));
         },
-        "layout version 9, this build knows version 2",
+        "layout version 9, this build knows version 3",
     ),
     (
         "a page of another depth",

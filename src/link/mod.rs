@@ -12,7 +12,7 @@ mod tx;
 
 pub(crate) use self::in_flight::{Flight, InFlight};
 pub(crate) use self::page::LinkPage;
-pub(crate) use self::rx::{Ended, LinkRx, Next};
+pub(crate) use self::rx::{AllHeld, Ended, LinkRx, Next};
 pub(crate) use self::shared::LinkShared;
 pub(crate) use self::tx::{Holding, LinkError, LinkSeed, LinkTx, Message, Offer, Seat};
 

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
@@ -74,6 +75,15 @@ pub(crate) enum Next {
     /// There may be something, but the publisher is just taking it back: look again soon, and do not sleep on it.
     Contended,
     Ended(Ended),
+}
+
+/// What keeps every message from a link.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct AllHeld {
+    /// Messages of which this process has samples.
+    pub(crate) samples: u64,
+    /// They are as many as the link's depth; else its share of the pool in bytes.
+    pub(crate) by_depth: bool,
 }
 
 /// The state after the publisher's welcome.
@@ -180,9 +190,10 @@ impl LinkRx {
         }
         kill_point!("connect: connected");
         // Now that the connection stands.
-        let connected_at_ns = wanted_at.unwrap_or_else(monotonic_ns);
+        let connected_at_ns = monotonic_ns();
+        let waited_ns = wanted_at.map_or(0, |wanted_at| connected_at_ns.saturating_sub(wanted_at));
         let on_full = on_full.map(Into::into);
-        let hello = Frame::Hello(Hello { depth, on_full, connected_at_ns, subscriber });
+        let hello = Frame::Hello(Hello { depth, on_full, connected_at_ns, waited_ns, subscriber });
         link.connection.send(hello.encode(&mut [0; wire::FRAME_MAX]), &[])?;
         kill_point!("connect: hello sent");
         Ok(link)
@@ -225,6 +236,25 @@ impl LinkRx {
     /// Whether this process's samples hold the link's whole depth: no message can come before one of them is dropped.
     pub(crate) fn holds_all(&self) -> bool {
         self.established.as_ref().is_some_and(|link| link.shared.holds_all())
+    }
+
+    /// What this process holds, if no message can come before it drops some of it.
+    pub(crate) fn all_held(&self) -> Option<AllHeld> {
+        let link = self.established.as_deref()?;
+        let page = link.shared.page();
+        let by_depth = link.shared.holds_all();
+        // What the publisher counts is held where nothing waits to be received.
+        let is_blocked = || page.control.at_share.load(Ordering::Relaxed) != 0 && !self.has_something();
+        if !by_depth && !is_blocked() {
+            return None;
+        }
+        let samples = link.shared.held();
+        (samples > 0).then_some(AllHeld { samples, by_depth })
+    }
+
+    /// Whether the last thing told was a gap with a message behind it, which comes next.
+    pub(crate) fn is_behind_gap(&self) -> bool {
+        self.established.as_ref().is_some_and(|link| matches!(link.aside, Some(Aside::BehindGap(_))))
     }
 
     /// Why there was no room for what lies on the socket, if that was not told yet.
@@ -364,13 +394,14 @@ impl LinkRx {
     pub(crate) fn leave(mut self) {
         let Some(link) = self.established.as_deref_mut() else { return };
         let give_back = |ticket| {
-            if link.shared.hold(ticket).begin() && link.shared.hold(ticket).end() {
+            if link.shared.has_ticket(ticket)
+                && link.shared.hold(ticket).begin()
+                && link.shared.hold(ticket).end()
+            {
                 link.shared.release(ticket);
             }
         };
-        if let Some(Aside::Popped(Descriptor { ticket, .. })) = link.aside.take()
-            && link.shared.has_ticket(ticket)
-        {
+        if let Some(Aside::Popped(Descriptor { ticket, .. })) = link.aside.take() {
             give_back(ticket);
         }
         let view = link.shared.page();
@@ -380,6 +411,8 @@ impl LinkRx {
             kill_point!("leave: one popped");
             give_back(ticket);
         }
+        // The last of them may have been claimed with others that came meanwhile.
+        link.consumer.take_claimed().for_each(|message| give_back(message.ticket));
         kill_point!("leave: all popped");
         // If it cannot be sent the publisher is gone, or finds out when the socket closes.
         let _ = self.connection.send(Frame::Leave.encode(&mut [0; wire::FRAME_MAX]), &[]);

@@ -52,6 +52,11 @@ impl LinkShared {
         self.holds.iter().all(Hold::is_held)
     }
 
+    /// How many tickets samples of this process hold.
+    pub(super) fn held(&self) -> u64 {
+        self.holds.iter().filter(|hold| hold.is_held()).count() as u64
+    }
+
     pub(crate) fn publisher(&self) -> u128 {
         self.publisher
     }

@@ -155,6 +155,8 @@ pub(crate) struct LinkTx {
     pub(crate) blocked_since: Option<u64>,
     /// When a warning was given that it does, in clock nanoseconds.
     pub(crate) warned_at: Option<u64>,
+    /// The subscriber was told that senders wait for bytes that it has.
+    at_share: bool,
     /// Messages that did not reach a subscriber, of all links of the publisher.
     dropped: Arc<AtomicU64>,
     /// One of those that the publisher has to give; free again with the link.
@@ -197,6 +199,7 @@ impl LinkTx {
             leaving: false,
             blocked_since: None,
             warned_at: None,
+            at_share: false,
             dropped,
             _seat: seat,
             fault: None,
@@ -236,6 +239,15 @@ impl LinkTx {
     /// Whether there is room for so many that it is worthwhile to go on where none was left.
     pub(crate) fn has_much_room(&self) -> bool {
         self.tickets.free() >= (self.depth / 4).clamp(1, MUCH_ROOM)
+    }
+
+    /// Tells the subscriber whether senders wait for it because it has its share of the pool in bytes.
+    pub(crate) fn tell_at_share(&mut self, at_share: bool) {
+        if self.at_share != at_share {
+            self.at_share = at_share;
+            // Relaxed: a hint that is believed only once it has stood for a second.
+            self.page.view().control.at_share.store(at_share.into(), Ordering::Relaxed);
+        }
     }
 
     /// What the subscriber has, as far as was collected.
@@ -595,7 +607,10 @@ impl LinkSeed {
         in_flight: &mut InFlight,
     ) -> Result<LinkTx, LinkError> {
         let mut link = self.link;
-        let skip = history.len() - fitting(history, link.depth, in_flight);
+        // A message from before the connection that has yet to come out of the line is one of the history.
+        let room = link.depth - u32::from(next_seq < expect);
+        let skip = history.len() - fitting(history, room, in_flight);
+        let skip = skip.max(unbroken_from(history, expect, next_seq));
         let first = history.get(skip).map_or(next_seq, |message| message.seq);
         let frame = Frame::Welcome(Welcome {
             publisher,
@@ -648,6 +663,20 @@ fn fitting(history: &VecDeque<Message>, depth: u32, in_flight: &InFlight) -> usi
         fits
     };
     history.iter().rev().take(depth as usize).take_while(fits).count()
+}
+
+/// From where on the history has all messages up to `next_seq`, save such as the subscriber is owed from `expect` on: one from before
+/// that is missing in the middle would count as missed.
+fn unbroken_from(history: &VecDeque<Message>, expect: u64, next_seq: u64) -> usize {
+    let mut follows = next_seq;
+    for (at, message) in history.iter().enumerate().rev() {
+        let first_missing = message.seq + 1;
+        if first_missing < follows.min(expect) {
+            return at + 1;
+        }
+        follows = message.seq;
+    }
+    0
 }
 
 fn send(connection: &Connection, frame: &Frame, fds: &[BorrowedFd<'_>]) -> std::io::Result<bool> {

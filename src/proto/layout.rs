@@ -18,7 +18,7 @@ use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 pub(crate) const MAGIC: u64 = u64::from_le_bytes(*b"shm-link");
 
 /// Changes with every change of this layout or of what its words mean.
-pub(crate) const VERSION: u32 = 2;
+pub(crate) const VERSION: u32 = 3;
 
 /// The most tickets a link can have: a ticket has 16 bits in a descriptor.
 pub(crate) const DEPTH_MAX: u32 = 1 << 16;
@@ -93,6 +93,9 @@ pub(crate) struct Control {
     version: AtomicU32,
     /// The link's depth; the publisher, once. Read only to be compared with what the handshake said.
     depth: AtomicU32,
+    /// 1: the next message waits for this link alone to give back bytes: it has its share of the pool. The publisher, where senders wait
+    /// already; the subscriber looks at it where it would sleep.
+    pub(crate) at_share: AtomicU32,
     /// Each message with a sequence number below this one was either queued here or dropped. Only grows; the publisher.
     pub(crate) offered: Apart<AtomicU64>,
     /// Ring position of the oldest entry that is not claimed. Grows by compare-and-swap: from the subscriber, which claims one
@@ -121,6 +124,7 @@ const _: () = {
     assert!(offset_of!(Control, magic) == 0);
     assert!(offset_of!(Control, version) == 8);
     assert!(offset_of!(Control, depth) == 12);
+    assert!(offset_of!(Control, at_share) == 16);
     assert!(offset_of!(Control, offered) == APART);
     assert!(offset_of!(Control, head) == 2 * APART);
     assert!(offset_of!(Control, data_armed) == 3 * APART);
@@ -239,6 +243,7 @@ impl HeapPage {
                 magic: word(),
                 version: flag(),
                 depth: flag(),
+                at_share: flag(),
                 offered: Apart(word()),
                 head: Apart(word()),
                 data_armed: Apart(flag()),

@@ -280,6 +280,13 @@ impl Consumer {
         self.claim(page, soon)
     }
 
+    /// Takes what was claimed and not popped, and claims nothing more.
+    pub(crate) fn take_claimed(&mut self) -> impl Iterator<Item = Descriptor> {
+        let claimed = self.next..self.claimed;
+        self.next = self.claimed;
+        self.ahead[claimed].iter().copied()
+    }
+
     /// Takes some messages from the ring, and returns the oldest.
     #[inline]
     fn claim(&mut self, page: Page<'_>, soon: impl Fn(&Descriptor)) -> Result<Popped, Misbehaved> {

@@ -14,7 +14,7 @@
 use super::layout::Geometry;
 
 /// Changes with every change of the frames or of what they mean.
-pub(crate) const VERSION: u16 = 1;
+pub(crate) const VERSION: u16 = 2;
 
 /// The longest packet that is accepted: the size of the receive buffer.
 pub(crate) const FRAME_MAX: usize = 256;
@@ -52,6 +52,9 @@ pub(crate) struct Hello {
     pub(crate) subscriber: u128,
     /// When the kernel had taken the connection: nanoseconds of the monotonic clock.
     pub(crate) connected_at_ns: u64,
+    /// For how long it had been trying to connect by then, because the publisher's line was full. A length of time is the same in every
+    /// time namespace.
+    pub(crate) waited_ns: u64,
     /// How many messages it wants queued or held at most.
     pub(crate) depth: u32,
     /// What is to happen when there are as many, if it is not left to the publisher.
@@ -209,6 +212,7 @@ impl Frame {
             Self::Hello(hello) => {
                 to.put(hello.subscriber.to_le_bytes());
                 to.put(hello.connected_at_ns.to_le_bytes());
+                to.put(hello.waited_ns.to_le_bytes());
                 to.put(hello.depth.to_le_bytes());
                 to.put([hello.on_full.map_or(0, OnFullWire::code)]);
             }
@@ -250,6 +254,7 @@ impl Frame {
             HELLO => Self::Hello(Hello {
                 subscriber: u128::from_le_bytes(from.take()?),
                 connected_at_ns: from.u64()?,
+                waited_ns: from.u64()?,
                 depth: from.depth()?,
                 on_full: match from.u8()? {
                     0 => None,
@@ -412,11 +417,10 @@ mod tests {
 
     fn frame() -> impl Strategy<Value = Frame> {
         prop_oneof![
-            (any::<u128>(), any::<u64>(), 1..=DEPTH_MAX, proptest::option::of(policy())).prop_map(
-                |(subscriber, connected_at_ns, depth, on_full)| {
-                    Frame::Hello(Hello { subscriber, connected_at_ns, depth, on_full })
-                }
-            ),
+            (any::<u128>(), any::<u64>(), any::<u64>(), 1..=DEPTH_MAX, proptest::option::of(policy()))
+                .prop_map(|(subscriber, connected_at_ns, waited_ns, depth, on_full)| {
+                    Frame::Hello(Hello { subscriber, connected_at_ns, waited_ns, depth, on_full })
+                }),
             (any::<u128>(), any::<u64>(), any::<u64>(), 1..=DEPTH_MAX, policy()).prop_map(
                 |(publisher, a, b, depth, on_full)| {
                     let (expect_seq, next_seq) = (a.min(b), a.max(b));
@@ -471,7 +475,9 @@ mod tests {
                 }
             }
             if likely > 2 {
-                let len = encoded(&Frame::Hello(Hello { subscriber: 0, connected_at_ns: 0, depth: 1, on_full: None })).len();
+                let hello =
+                    Hello { subscriber: 0, connected_at_ns: 0, waited_ns: 0, depth: 1, on_full: None };
+                let len = encoded(&Frame::Hello(hello)).len();
                 packet.resize(if kind == HELLO { len } else { packet.len() }, 0);
             }
             if let Ok(frame) = Frame::decode(&packet) {
@@ -512,12 +518,14 @@ mod tests {
         let hello = Frame::Hello(Hello {
             subscriber: 0x0f0e_0d0c_0b0a_0908_0706_0504_0302_0100,
             connected_at_ns: 0x2726_2524_2322_2120,
+            waited_ns: 0x3736_3534_3332_3130,
             depth: 0x1_0000,
             on_full: Some(OnFullWire::DropNewest),
         });
-        let mut expected = b"tshm\x01\x00\x01\x00".to_vec();
+        let mut expected = b"tshm\x02\x00\x01\x00".to_vec();
         expected.extend(0x00..=0x0f);
         expected.extend(0x20..=0x27);
+        expected.extend(0x30..=0x37);
         expected.extend([0, 0, 1, 0, 3]);
         assert_eq!(encoded(&hello), expected);
     }

@@ -174,7 +174,10 @@ impl Delivery {
         let Some(message) = self.head.take() else { return true };
         let gone = self.offer(message);
         if gone {
-            self.links.iter_mut().for_each(|link| link.blocked_since = None);
+            for link in &mut self.links {
+                link.blocked_since = None;
+                link.tell_at_share(false);
+            }
         }
         gone
     }
@@ -307,6 +310,7 @@ impl Delivery {
             } else {
                 link.blocked_since = None;
             }
+            link.tell_at_share(link.is_short(*head, in_flight) && link.held_bytes() > 0);
             if behind || short {
                 link.arm_credit();
                 kill_point!("head: credit armed");
@@ -395,9 +399,10 @@ impl Delivery {
     /// Welcomes a subscriber.
     pub(crate) fn add(&mut self, seed: LinkSeed) {
         let expect = self.log.seq_at(seed.connected_at).min(self.next_seq);
-        // The head was accepted and is still on its way: this subscriber gets it too, unless it is from before he came.
+        // The head was accepted and is still on its way: this subscriber gets it too, unless it is from before it came and no part of
+        // the history either.
         let next_seq = match &self.head {
-            Some(head) if head.seq >= expect => head.seq,
+            Some(head) if head.seq >= expect || self.history_len > 0 => head.seq,
             _ => self.next_seq,
         };
         self.divide(self.links.len() + 1);

@@ -491,7 +491,14 @@ fn turn_one_away(shared: &Shared, silent: &mut Vec<Silent>) {
     let most = counts.values().copied().max();
     if let Some(at) = silent.iter().position(|one| counts.get(&one.process).copied() == most) {
         let one = silent.remove(at);
+        // It may have greeted just now.
+        if let Some(greeted) = greet(shared, &one.connection, one.after).transpose() {
+            return one.tell(shared, greeted);
+        }
         shared.log(Note::TurnedAway(one.process.0));
+        // Where its greeting is under way it is not to take this for our end.
+        let refused = Frame::Refused(RefusedReason::OutOfResources);
+        let _ = one.connection.send(refused.encode(&mut [0; wire::FRAME_MAX]), &[]);
         one.connection.shutdown();
     }
 }
@@ -557,7 +564,7 @@ fn hello(
     fds: Vec<OwnedFd>,
 ) -> Result<Greeted, LinkError> {
     let frame = Frame::decode(bytes)?;
-    let Frame::Hello(Hello { depth, on_full, connected_at_ns, .. }) = frame else {
+    let Frame::Hello(Hello { depth, on_full, connected_at_ns, waited_ns, .. }) = frame else {
         return Err(Kind::OutOfTurn(frame.name()).into());
     };
     if !fds.is_empty() {
@@ -571,9 +578,10 @@ fn hello(
         _ => shared.config.on_full,
     };
     let seat = shared.acceptor.seat(shared.config.max_subscribers)?;
-    // Nobody greets before he has connected: a time that is still to come is that of another clock, and it is owed what
-    // was sent since it can have connected.
-    let connected_at = if connected_at_ns <= monotonic_ns() { connected_at_ns } else { after };
+    // It connected between `after` and now: any other time is that of another clock. Where that is ahead, it is owed what was sent since
+    // it can have connected; where it is behind, it is owed no more than that.
+    let connected_at = if connected_at_ns <= monotonic_ns() { connected_at_ns.max(after) } else { after };
+    let connected_at = connected_at.saturating_sub(waited_ns);
     let id = shared.acceptor.next_id.fetch_add(1, Ordering::Relaxed);
     let dropped = Arc::clone(&shared.dropped);
     let (seed, bell) =
@@ -644,7 +652,7 @@ mod tests {
 
     /// What the first message due is for a subscriber that says, after two messages were sent and two more when it had
     /// connected, that it connected at `claimed`.
-    fn first_due(claimed: impl FnOnce() -> u64) -> u64 {
+    fn first_due(claimed: impl FnOnce() -> u64, waited_ns: u64) -> u64 {
         let dir = tempfile::tempdir().unwrap();
         std::fs::set_permissions(&dir, std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -659,7 +667,7 @@ mod tests {
         publisher.try_send([2]).unwrap();
         publisher.shared.accept_now();
         publisher.try_send([3]).unwrap();
-        let hello = Hello { subscriber: 1, connected_at_ns: claimed(), depth: 1, on_full: None };
+        let hello = Hello { subscriber: 1, connected_at_ns: claimed(), waited_ns, depth: 1, on_full: None };
         connection.send(Frame::Hello(hello).encode(&mut [0; wire::FRAME_MAX]), &[]).unwrap();
         publisher.shared.accept_now();
         let mut bytes = [0; wire::FRAME_MAX];
@@ -671,12 +679,15 @@ mod tests {
     }
 
     #[test]
-    fn connection_at_a_time_still_to_come_is_owed_what_was_sent_since_nobody_was_in_line() {
-        assert_eq!(first_due(|| u64::MAX), 2);
-        assert_eq!(first_due(|| monotonic_ns() + 60_000_000_000), 2);
-        // An honest one is owed no more than it says.
-        assert_eq!(first_due(monotonic_ns), 4);
-        assert_eq!(first_due(|| 0), 0);
+    fn connection_at_a_time_that_cannot_be_is_owed_what_was_sent_since_nobody_was_in_line() {
+        assert_eq!(first_due(|| u64::MAX, 0), 2);
+        assert_eq!(first_due(|| monotonic_ns() + 60_000_000_000, 0), 2);
+        assert_eq!(first_due(|| 0, 0), 2);
+        assert_eq!(first_due(|| monotonic_ns() - 60_000_000_000, 0), 2);
+        // An honest one is owed no more than it says, and what was sent while it tried in vain.
+        assert_eq!(first_due(monotonic_ns, 0), 4);
+        assert_eq!(first_due(monotonic_ns, 3_600_000_000_000), 0);
+        assert_eq!(first_due(monotonic_ns, u64::MAX), 0);
     }
 
     /// Runs the other tasks until `done`.

@@ -4,10 +4,12 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use super::busy::Busy;
+use super::hoard::{Hoard, Hoarded};
+use super::retry::{Crowded, Refusal};
 use super::{RecvError, SubscriberStats};
 use crate::OnFull;
 use crate::buffer::ShmSample;
-use crate::link::{Ended, LinkError, LinkRx, Next};
+use crate::link::{AllHeld, Ended, LinkError, LinkRx, Next};
 use crate::proto::wire::RefusedReason;
 use crate::publisher::shared::Shared;
 use crate::sys::clock::monotonic_ns;
@@ -50,8 +52,8 @@ pub(super) struct Core<W> {
     events: bool,
     /// What is final was told: nothing more comes, and every link was left.
     pub(super) over: bool,
-    /// That it waits for messages which cannot come was told.
-    told_held: bool,
+    /// The wait for messages that cannot come, if it is one.
+    hoard: Hoard,
     /// In a child it is the parent's, and receives nothing.
     origin: Origin,
     /// There has been a publisher.
@@ -62,23 +64,13 @@ pub(super) struct Core<W> {
     shunned: HashSet<u128>,
     /// Publishers that have as many connections in line as the system allows. Tried again until there is room.
     crowded: HashMap<u128, Crowded>,
-    /// Publishers that went while we waited for that.
+    /// Publishers that lacked something for another subscriber, as was told. Tried again now and then.
+    refused: HashMap<u128, Refusal>,
+    /// Publishers that went while we waited for room in their line.
     missed: Vec<u128>,
     /// Why no further publisher is found. The end, once nothing more comes from those that were.
     blind: Option<DiscoveryError>,
 }
-
-/// A wait for room in a publisher's line.
-#[derive(Debug, Clone, Copy)]
-struct Crowded {
-    /// When it began, in clock nanoseconds: what was sent since is received or counted.
-    since: u64,
-    tries: u32,
-}
-
-/// When to try again, at first and at the latest.
-const CROWDED_NS: u64 = 2_000_000;
-const CROWDED_MAX_NS: u64 = 100_000_000;
 
 impl<W: Default> Core<W> {
     pub(super) fn new(
@@ -106,12 +98,13 @@ impl<W: Default> Core<W> {
             end_with_last,
             events,
             over: false,
-            told_held: false,
+            hoard: Hoard::default(),
             origin: Origin::here(),
             had_publisher: false,
             behind: false,
             shunned: HashSet::new(),
             crowded: HashMap::new(),
+            refused: HashMap::new(),
             missed: Vec::new(),
             blind: None,
         }
@@ -133,9 +126,18 @@ impl<W: Default> Core<W> {
         self.shunned.retain(|id| present.contains(id));
         let gone: Vec<_> = self.crowded.keys().copied().filter(|id| !present.contains(id)).collect();
         gone.into_iter().for_each(|id| self.miss(id));
+        self.refused.retain(|id, _| present.contains(id));
+        let mut next = None;
         for id in present {
             if self.shunned.contains(&id) || self.peers.iter().any(|peer| peer.link.publisher == id) {
                 continue;
+            }
+            if let Some(refusal) = self.refused.get(&id) {
+                let due = refusal.due_in(monotonic_ns());
+                if due > 0 {
+                    next = Some(next.map_or(due, |next: u64| next.min(due)));
+                    continue;
+                }
             }
             let local = Shared::local(id);
             if let Some(local) = &local {
@@ -149,6 +151,7 @@ impl<W: Default> Core<W> {
                 // Killed, or closing, or about to be found under its name once more.
                 Err(ConnectFailed::Dead | ConnectFailed::Gone) => {
                     self.miss(id);
+                    self.refused.remove(&id);
                     self.watch.leave()?;
                     continue;
                 }
@@ -169,7 +172,9 @@ impl<W: Default> Core<W> {
                 Err(LinkError::Io(error)) => match DiscoveryError::io("connecting to a publisher")(error) {
                     error if error.is_shortage() => return Err(error),
                     error => {
-                        tracing::warn!(publisher = %Hex(id), error = %chain(&error), "cannot connect to a publisher");
+                        // It has ended, or turned us away, before we could greet: if it lives it has room again soon.
+                        tracing::debug!(publisher = %Hex(id), error = %chain(&error), "cannot connect to a publisher yet");
+                        self.put_off(id)?;
                     }
                 },
                 Err(error) => {
@@ -177,7 +182,15 @@ impl<W: Default> Core<W> {
                 }
             }
         }
-        Ok(())
+        next.map_or(Ok(()), |next| self.watch.look_again_in(next))
+    }
+
+    /// Has a publisher tried again later that lacked something. `true` if that is the first time since it had us, or ever.
+    fn put_off(&mut self, id: u128) -> Result<bool, DiscoveryError> {
+        let first = !self.refused.contains_key(&id);
+        let pause = self.refused.entry(id).or_default().put_off(monotonic_ns());
+        self.watch.look_again_in(pause)?;
+        Ok(first)
     }
 
     fn connect(&self, id: u128, local: Option<&Shared>) -> Result<Connection, ConnectFailed> {
@@ -200,10 +213,9 @@ impl<W: Default> Core<W> {
                 "a publisher has as many connections waiting as it may; this one is tried again until there is room \
                  (net.core.somaxconn)"
             );
-            Crowded { since: monotonic_ns(), tries: 0 }
+            Crowded::new()
         });
-        let pause = CROWDED_NS.saturating_mul(1 << crowded.tries.min(10)).min(CROWDED_MAX_NS);
-        crowded.tries = crowded.tries.saturating_add(1);
+        let pause = crowded.pause();
         self.watch.look_again_in(pause)
     }
 
@@ -283,9 +295,11 @@ impl<W: Default> Core<W> {
                 }
                 Next::Lagged(missed) => {
                     self.stats.lagged = self.stats.lagged.saturating_add(missed);
-                    // The message after the gap comes next, not another publisher's.
-                    self.turn = at;
                     let link = &self.peers[at].link;
+                    if link.is_behind_gap() {
+                        // The message after the gap comes next, not another publisher's.
+                        self.turn = at;
+                    }
                     let (publisher, all_held) = (link.publisher, link.holds_all());
                     return Some(Err(RecvError::Lagged { publisher, missed, all_held }));
                 }
@@ -306,8 +320,10 @@ impl<W: Default> Core<W> {
     #[cold]
     fn apart(&mut self) -> Option<Item> {
         if let Some(publisher) = self.missed.pop() {
-            self.stats.publishers_lost += 1;
-            return Some(Err(RecvError::PublisherLost { publisher }));
+            // Whether it was killed or has closed in order is not known: to the others nothing need be missing.
+            let reason = "it was gone before it had room for another connection; what it sent since the first try was missed, and \
+                          is not counted";
+            return Some(Err(RecvError::Refused { publisher, reason: reason.to_owned() }));
         }
         if !self.peers.is_empty() || self.is_over() {
             return None;
@@ -334,6 +350,7 @@ impl<W: Default> Core<W> {
                 && self.had_publisher
                 && self.peers.is_empty()
                 && self.crowded.is_empty()
+                && self.refused.is_empty()
                 && self.missed.is_empty()
     }
 
@@ -362,25 +379,55 @@ impl<W: Default> Core<W> {
         Ok(())
     }
 
-    /// The wait goes to sleep.
-    pub(super) fn sleeps(&mut self) {
+    /// The wait goes to sleep, unless there is this to be told.
+    #[inline]
+    pub(super) fn sleeps(&mut self) -> Option<RecvError> {
         self.busy.sleeps();
-        if !self.told_held && !self.peers.is_empty() && self.peers.iter().all(|peer| peer.link.holds_all()) {
-            self.tell_held();
+        match self.all_held() {
+            None => None,
+            Some(all) => self.hoarded(all, true),
         }
     }
 
-    /// Nothing comes before a sample is dropped. That may be about to happen in another task or thread, so it is told once, and no
-    /// error.
+    /// What is to be told of a wait that goes on without sleeping.
+    pub(super) fn waits_awake(&mut self) -> Option<RecvError> {
+        let all = self.all_held()?;
+        self.hoarded(all, false)
+    }
+
+    /// What this program holds, if no message can come from any publisher before it drops some of it.
+    #[inline]
+    fn all_held(&mut self) -> Option<AllHeld> {
+        let all = if self.peers.is_empty() || !self.crowded.is_empty() {
+            None
+        } else {
+            self.peers.iter().try_fold(AllHeld { samples: 0, by_depth: true }, |all, peer| {
+                let held = peer.link.all_held()?;
+                let samples = all.samples + held.samples;
+                Some(AllHeld { samples, by_depth: all.by_depth && held.by_depth })
+            })
+        };
+        if all.is_none() {
+            self.hoard.clear();
+        }
+        all
+    }
+
     #[cold]
-    fn tell_held(&mut self) {
-        self.told_held = true;
-        tracing::warn!(
-            publisher = %Hex(self.peers[0].link.publisher),
-            depth = self.depth,
-            "a subscriber waits for a message while this program holds all samples that its depth allows: none comes before one \
-             is dropped; drop samples sooner, or raise depth"
-        );
+    fn hoarded(&mut self, all: AllHeld, sleeps: bool) -> Option<RecvError> {
+        let AllHeld { samples, by_depth } = all;
+        match self.hoard.look(self.stats.received, samples, monotonic_ns()) {
+            Hoarded::Tell => Some(RecvError::AllHeld { held: samples, in_bytes: !by_depth }),
+            Hoarded::LookIn(pause) => {
+                if sleeps && let Err(error) = self.watch.look_again_in(pause) {
+                    tracing::warn!(
+                        error = %chain(&error),
+                        "a wait for messages is in vain: this program holds all samples that it may have"
+                    );
+                }
+                None
+            }
+        }
     }
 
     pub(super) fn arm(&mut self) {
@@ -436,6 +483,11 @@ impl<W: Default> Core<W> {
         let publisher = link.publisher;
         tracing::debug!(publisher = %Hex(publisher), why = %ended, "link to a publisher is down");
         let was_established = link.is_established();
+        let is_refused = matches!(ended, Ended::Refused(_));
+        if was_established || !is_refused {
+            // Told anew the next time.
+            self.refused.remove(&publisher);
+        }
         drop(waits);
         link.leave();
         self.stats.publishers = self.peers.len();
@@ -445,8 +497,6 @@ impl<W: Default> Core<W> {
             tracing::debug!(error = %chain(&error), "the socket of a dead publisher stays behind");
         }
         match ended {
-            // One that went before it knew of us had nothing for us.
-            Ended::Lost if !was_established => None,
             Ended::Closed => self.events.then_some(RecvError::PublisherClosed { publisher }),
             Ended::Lost => {
                 self.stats.publishers_lost += 1;
@@ -456,8 +506,14 @@ impl<W: Default> Core<W> {
                 match reason {
                     // Who receives again is not stuck any more.
                     RefusedReason::Stuck => self.behind = true,
-                    // What it lacked it may have when there is a reason to look again.
-                    RefusedReason::OutOfResources | RefusedReason::Full => {}
+                    // What it lacked it may have later. It is told once.
+                    RefusedReason::OutOfResources | RefusedReason::Full => match self.put_off(publisher) {
+                        Ok(true) => {}
+                        Ok(false) => return None,
+                        Err(error) => {
+                            tracing::debug!(publisher = %Hex(publisher), error = %chain(&error), "it is tried again later");
+                        }
+                    },
                     RefusedReason::NotPermitted | RefusedReason::NotUnderstood => {
                         self.shunned.insert(publisher);
                     }

@@ -105,14 +105,32 @@ pub enum RecvError {
     },
     /// A publisher would not have this subscriber.
     ///
-    /// One that had too many subscribers, or no memory or descriptors for another, is tried again when a publisher comes to
-    /// the topic or goes: not when it has room again, of which nobody tells. To try at once, connect anew.
+    /// One that had too many subscribers, or no memory or descriptors for another, is tried again: after a twentieth of a second at
+    /// first and every two seconds at last, for as long as something is awaited. That it goes on refusing is not told again. What it
+    /// sends meanwhile is missed, and not counted.
     #[error("publisher {publisher:032x} refused the connection: {reason}")]
     Refused {
         /// The id of the publisher.
         publisher: u128,
         /// What it said.
         reason: String,
+    },
+    /// This program itself holds so many samples that no message can come before it drops one: of each publisher as many as
+    /// the subscriber's [`depth`](crate::ShmSubscriberBuilder::depth), or, `in_bytes`, its share of the publisher's memory
+    /// ([`link_bytes`](crate::ShmPublisherBuilder::link_bytes)).
+    ///
+    /// Told after a second of waiting, during which nothing came and nothing was dropped, and after each further one.
+    #[error(
+        "this program holds {held} samples, {}: no message can come before one is dropped; drop samples sooner, or raise {}",
+        if *in_bytes { "all that its share of the publishers' memory allows" } else { "all that its depth allows" },
+        if *in_bytes { "link_bytes or max_bytes of the publisher" } else { "depth" }
+    )]
+    #[non_exhaustive]
+    AllHeld {
+        /// How many samples, of all publishers.
+        held: u64,
+        /// Of a publisher at least they are not `depth`, but all the bytes that it lets one subscriber have.
+        in_bytes: bool,
     },
     /// A publisher broke the protocol and was disconnected.
     #[error("publisher {publisher:032x} was disconnected because it {fault}")]
@@ -174,6 +192,9 @@ impl fmt::Debug for RecvError {
                 .field("publisher", &Hex(*publisher))
                 .field("fault", fault)
                 .finish(),
+            Self::AllHeld { held, in_bytes } => {
+                f.debug_struct("AllHeld").field("held", held).field("in_bytes", in_bytes).finish()
+            }
             Self::Closed => f.write_str("Closed"),
             Self::OutOfResources { source } => {
                 f.debug_struct("OutOfResources").field("source", source).finish()
@@ -203,6 +224,7 @@ impl RecvError {
             | Self::PublisherLost { .. }
             | Self::Evicted { .. }
             | Self::Refused { .. }
+            | Self::AllHeld { .. }
             | Self::PeerMisbehaved { .. }
             | Self::OutOfResources { .. }
             | Self::TimedOut => false,

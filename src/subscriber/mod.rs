@@ -6,6 +6,8 @@ mod builder;
 mod busy;
 mod core;
 mod error;
+mod hoard;
+mod retry;
 mod stats;
 mod waiting;
 
@@ -98,8 +100,8 @@ impl ShmSubscriber {
     ///
     /// # Errors
     ///
-    /// [`RecvError`]: what was missed, who was lost, or the end. Receiving goes on unless it
-    /// [is terminal](RecvError::is_terminal).
+    /// [`RecvError`]: what was missed, who was lost, that this program itself holds all that it may have
+    /// ([`AllHeld`](RecvError::AllHeld)), or the end. Receiving goes on unless it [is terminal](RecvError::is_terminal).
     ///
     /// # Panics
     ///
@@ -171,13 +173,15 @@ impl ShmSubscriber {
     ///
     /// # Errors
     ///
-    /// [`TryRecvError::Empty`], or what [`recv`](Self::recv) would have returned.
+    /// [`TryRecvError::Empty`], or what [`recv`](Self::recv) would have returned. [`RecvError::AllHeld`] is for programs that try at
+    /// least every second or two, once a second; all other tries are [`TryRecvError::Empty`] then.
     pub fn try_recv(&mut self) -> Result<ShmSample, TryRecvError> {
         let mut item = self.core.next();
         if item.is_none() && !self.core.over {
             // Nobody else reads what concerns links while nothing is awaited.
             item = match self.core.read_now_and_then() {
-                Ok(()) => self.core.next(),
+                Ok(false) => self.core.next(),
+                Ok(true) => self.core.next().or_else(|| self.core.waits_awake().map(Err)),
                 Err(error) => Some(Err(error)),
             };
         }
@@ -257,6 +261,10 @@ impl Stream for ShmSubscriber {
 
     /// Its errors are notices, and the next item comes all the same, save for [`RecvError::Forked`] and [`RecvError::Io`], which are
     /// the last items of all. It ends after these, and after the last publisher where that was asked for; and stays so.
+    ///
+    /// What collects items, as [`chunks`](futures::StreamExt::chunks) does, holds their samples meanwhile: the subscriber's `depth` has to be
+    /// more than it collects. Else [`RecvError::AllHeld`] comes instead of each sample that there is no room for, one a second;
+    /// [`try_chunks`](futures::TryStreamExt::try_chunks) hands the first one out at once.
     // Not inlined: the caller's loop over a message's bytes is better off without all this around it.
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = self.get_mut();

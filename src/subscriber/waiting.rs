@@ -88,6 +88,9 @@ impl Core<Waits> {
                 if self.is_over() {
                     return Poll::Ready(None);
                 }
+                if let Some(notice) = self.waits_awake() {
+                    return Poll::Ready(Some(Err(notice)));
+                }
             }
             give_way(cx);
             return Poll::Pending;
@@ -133,8 +136,9 @@ impl Core<Waits> {
                 return Poll::Pending;
             }
             if !events {
-                self.sleeps();
-                return Poll::Pending;
+                let Some(notice) = self.sleeps() else { return Poll::Pending };
+                self.disarm();
+                return Poll::Ready(Some(Err(notice)));
             }
         }
     }
@@ -242,14 +246,15 @@ impl Core<Waits> {
         Ok(self.read_watch()?)
     }
 
-    /// The same, at most once a millisecond: for callers that look again and again, of whom most want no system call.
-    pub(super) fn read_now_and_then(&mut self) -> Result<(), RecvError> {
+    /// The same, at most once a millisecond: for callers that look again and again, of whom most want no system call. `true` if it has.
+    pub(super) fn read_now_and_then(&mut self) -> Result<bool, RecvError> {
         let now = monotonic_ns();
         if now.saturating_sub(self.last_read) < READ_EVERY_NS && self.established() == self.peers.len() {
-            return Ok(());
+            return Ok(false);
         }
         self.last_read = now;
-        self.read_everything()
+        self.read_everything()?;
+        Ok(true)
     }
 
     /// Waits on this thread; `None` once it is over, [`RecvError::TimedOut`] at the deadline.
@@ -270,6 +275,9 @@ impl Core<Waits> {
                     }
                     if self.is_over() {
                         return None;
+                    }
+                    if let Some(notice) = self.waits_awake() {
+                        return Some(Err(notice));
                     }
                 }
                 // A clock read for each round of looks is cheap beside what it saves.
@@ -300,7 +308,10 @@ impl Core<Waits> {
                 std::thread::yield_now();
                 continue;
             }
-            self.sleeps();
+            if let Some(notice) = self.sleeps() {
+                self.disarm();
+                return Some(Err(notice));
+            }
             match self.sleep(deadline) {
                 Ok(true) => {}
                 Ok(false) => {

@@ -194,6 +194,21 @@ fn claims_go_beyond_a_cache_line_while_there_is_a_backlog() {
 }
 
 #[test]
+fn rest_of_a_claim_is_taken_without_claiming_more() {
+    let heap = HeapPage::new(8);
+    let page = heap.page();
+    let (mut producer, mut consumer) = (Producer::new(), Consumer::new(CLAIM_MAX));
+    (0..2).for_each(|seq| producer.push(page, descriptor(seq)));
+    assert_eq!(consumer.pop(page), Ok(Popped::Message(descriptor(0))));
+    producer.push(page, descriptor(2));
+    assert!(consumer.take_claimed().eq([descriptor(1)]));
+    assert_eq!(consumer.take_claimed().next(), None);
+    assert_eq!(producer.queued(page), Ok(1));
+    assert_eq!(consumer.pop(page), Ok(Popped::Message(descriptor(2))));
+    assert!(consumer.is_empty(page));
+}
+
+#[test]
 fn messages_that_come_soon_are_told_of_once() {
     let heap = HeapPage::new(4);
     let page = heap.page();
