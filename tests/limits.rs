@@ -519,18 +519,8 @@ fn limit_runtime_directory_too_long_or_of_another_user_says_so() {
 
 #[test]
 fn limit_inotify_instances_used_up_says_so() {
-    // As a user of whom nobody else runs here, this test run a second time included.
-    let user = 1_000_000 + std::process::id();
-    let number = user.to_string();
-    let command = ["setpriv", "--reuid", &number, "--regid", &number, "--clear-groups"];
-    let exe = std::env::current_exe().unwrap();
-    let exe = exe.to_str().unwrap();
-    if !is_allowed(&[&command[..], &["test", "-x", exe, "-a"]].concat()) {
-        return;
-    }
     let dir = Dir::new();
-    std::os::unix::fs::chown(dir.path(), Some(user), None).unwrap();
-    let mut peer = Peer::start_under(&command, "role_uses_up_inotify", &dir);
+    let Some(mut peer) = Peer::start_as_another_user("role_uses_up_inotify", &dir) else { return };
     assert_eq!(peer.hear(), "done");
     peer.finish();
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use rustix::process::Resource;
 use support::limits::{assert_says, limited};
-use support::{Dir, LIMIT, Peer, Role, is_allowed, skipped, spawn_bounded, until, wait_until, within};
+use support::{Dir, LIMIT, Peer, Role, skipped, spawn_bounded, until, wait_until, within};
 use tokio_shm::{Backing, RecvError, ShmPoolConfig, ShmSegmentPool};
 
 const MIB: usize = 1 << 20;
@@ -122,17 +122,8 @@ fn limit_blocking_threads_all_waiting_for_a_message_do_not_keep_it_from_being_ma
 /// As a user of whom nobody else runs here, so that it is this process alone that has too many threads.
 #[test]
 fn limit_threads_none_to_be_had_a_loan_is_made_all_the_same() {
-    let user = 1_000_000 + std::process::id();
-    let number = user.to_string();
-    let command = ["setpriv", "--reuid", &number, "--regid", &number, "--clear-groups"];
-    let exe = std::env::current_exe().unwrap();
-    let exe = exe.to_str().unwrap();
-    if !is_allowed(&[&command[..], &["test", "-x", exe, "-a"]].concat()) {
-        return;
-    }
     let dir = Dir::new();
-    std::os::unix::fs::chown(dir.path(), Some(user), None).unwrap();
-    let mut peer = Peer::start_under(&command, "role_loans_without_threads", &dir);
+    let Some(mut peer) = Peer::start_as_another_user("role_loans_without_threads", &dir) else { return };
     assert_eq!(peer.hear(), "done");
     peer.finish();
 }

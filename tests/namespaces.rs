@@ -80,6 +80,23 @@ fn start(role: &str, (_, command): &Place, dir: &Dir) -> Peer {
     Peer::start_under(command, role, dir)
 }
 
+/// A publisher and a subscriber, in these places, and the directory that they share.
+fn meet(publishing: &Place, subscribing: &Place) -> (Dir, Peer, Peer) {
+    let dir = Dir::new();
+    let mut publisher = start("role_publishes", publishing, &dir);
+    assert_eq!(publisher.hear(), "bound");
+    let mut subscriber = start("role_subscribes", subscribing, &dir);
+    assert_eq!(subscriber.hear(), "connected");
+    (dir, publisher, subscriber)
+}
+
+/// Messages of several sizes from the one to the other, all of them received.
+fn stream(publisher: &mut Peer, subscriber: &mut Peer) {
+    publisher.tell("stream");
+    assert_eq!(subscriber.ask("stream"), "received");
+    assert_eq!(publisher.hear(), "streamed");
+}
+
 /// Kills this process as `kill -9` does, at once or with a child that holds all that it has open.
 fn die(with_child: bool) -> ! {
     // SAFETY: the child makes system calls only, below, and needs no lock that another thread could have held.
@@ -195,14 +212,8 @@ fn role_subscribes() {
 fn messages_pass_between_any_two_namespaces_in_order_and_to_the_end() {
     for (publishing, subscribing) in pairs() {
         println!("from {} to {}", publishing.0, subscribing.0);
-        let dir = Dir::new();
-        let mut publisher = start("role_publishes", &publishing, &dir);
-        assert_eq!(publisher.hear(), "bound");
-        let mut subscriber = start("role_subscribes", &subscribing, &dir);
-        assert_eq!(subscriber.hear(), "connected");
-        publisher.tell("stream");
-        assert_eq!(subscriber.ask("stream"), "received");
-        assert_eq!(publisher.hear(), "streamed");
+        let (dir, mut publisher, mut subscriber) = meet(&publishing, &subscribing);
+        stream(&mut publisher, &mut subscriber);
         subscriber.tell("end");
         publisher.finish();
         assert_eq!(subscriber.hear(), "closed");
@@ -232,14 +243,8 @@ fn publisher_killed_in_any_namespace_is_told_as_lost() {
     for death in deaths() {
         for (publishing, subscribing) in pairs() {
             println!("{death}: from {} to {}", publishing.0, subscribing.0);
-            let dir = Dir::new();
-            let mut publisher = start("role_publishes", &publishing, &dir);
-            assert_eq!(publisher.hear(), "bound");
-            let mut subscriber = start("role_subscribes", &subscribing, &dir);
-            assert_eq!(subscriber.hear(), "connected");
-            publisher.tell("stream");
-            assert_eq!(subscriber.ask("stream"), "received");
-            assert_eq!(publisher.hear(), "streamed");
+            let (dir, mut publisher, mut subscriber) = meet(&publishing, &subscribing);
+            stream(&mut publisher, &mut subscriber);
             subscriber.tell("end");
             publisher.tell(death);
             assert_eq!(subscriber.hear(), "lost");
@@ -265,11 +270,7 @@ fn subscriber_killed_in_any_namespace_gives_back_what_it_held_at_once() {
     for death in deaths() {
         for (publishing, subscribing) in pairs() {
             println!("{death}: from {} to {}", publishing.0, subscribing.0);
-            let dir = Dir::new();
-            let mut publisher = start("role_publishes", &publishing, &dir);
-            assert_eq!(publisher.hear(), "bound");
-            let mut subscriber = start("role_subscribes", &subscribing, &dir);
-            assert_eq!(subscriber.hear(), "connected");
+            let (dir, mut publisher, mut subscriber) = meet(&publishing, &subscribing);
             publisher.tell(if death == "die" { "large" } else { "small" });
             assert_eq!(publisher.hear(), "sending");
             assert_eq!(subscriber.ask("hold"), "held");
@@ -295,9 +296,7 @@ fn pid_namespace_killed_as_a_whole_is_told_as_lost() {
     assert_eq!(publisher.hear(), "bound");
     let mut subscriber = Peer::start("role_subscribes", &dir);
     assert_eq!(subscriber.hear(), "connected");
-    publisher.tell("stream");
-    assert_eq!(subscriber.ask("stream"), "received");
-    assert_eq!(publisher.hear(), "streamed");
+    stream(&mut publisher, &mut subscriber);
     subscriber.tell("end");
     publisher.kill();
     assert_eq!(subscriber.hear(), "lost");

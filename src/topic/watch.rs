@@ -247,18 +247,29 @@ mod tests {
         assert_eq!(poll(&mut [PollFd::new(watch, PollFlags::IN)], Some(&limit)).unwrap(), 1, "no news came");
     }
 
+    /// Waits for news, and takes it.
+    fn assert_news(watch: &mut TopicWatch) {
+        wait(watch);
+        assert!(watch.changes().unwrap());
+    }
+
+    /// A publisher that comes to the topic, and is seen.
+    fn assert_found(watch: &mut TopicWatch, runtime: &RuntimeDir, topic: &TopicName) -> (TopicDir, u128) {
+        let mut publisher = TopicDir::open(runtime, topic).unwrap();
+        let id = random_id().unwrap();
+        let _listener = publisher.publish(id).unwrap();
+        assert_news(watch);
+        assert_eq!(watch.scan().unwrap(), [id]);
+        (publisher, id)
+    }
+
     #[test]
     fn publisher_that_comes_later_is_news() {
         let (_keep, runtime) = place();
         let topic = name("a/b");
         let mut watch = TopicWatch::new(&runtime, &topic).unwrap();
         assert!(!watch.changes().unwrap());
-        let mut publisher = TopicDir::open(&runtime, &topic).unwrap();
-        let id = random_id().unwrap();
-        let _listener = publisher.publish(id).unwrap();
-        wait(&watch);
-        assert!(watch.changes().unwrap());
-        assert_eq!(watch.scan().unwrap(), [id]);
+        assert_found(&mut watch, &runtime, &topic);
     }
 
     #[test]
@@ -270,15 +281,9 @@ mod tests {
         for _ in 0..3 {
             TopicDir::open(&runtime, &topic).unwrap().leave().unwrap();
             assert_eq!((watch.scan().unwrap(), entries()), (vec![], 0));
-            let mut publisher = TopicDir::open(&runtime, &topic).unwrap();
-            let id = random_id().unwrap();
-            let _listener = publisher.publish(id).unwrap();
-            wait(&watch);
-            assert!(watch.changes().unwrap());
-            assert_eq!(watch.scan().unwrap(), [id]);
+            let (publisher, id) = assert_found(&mut watch, &runtime, &topic);
             publisher.withdraw(id).unwrap();
-            wait(&watch);
-            assert!(watch.changes().unwrap());
+            assert_news(&mut watch);
             while watch.changes().unwrap() {}
             assert_eq!((watch.scan().unwrap(), entries()), (vec![], 0));
         }
@@ -286,8 +291,7 @@ mod tests {
         for _ in 0..3 {
             let mut publisher = TopicDir::open(&runtime, &topic).unwrap();
             publisher.publish(random_id().unwrap()).unwrap();
-            wait(&watch);
-            assert!(watch.changes().unwrap());
+            assert_news(&mut watch);
             std::fs::remove_dir_all(runtime.path()).unwrap();
             wait(&watch);
             while watch.changes().unwrap() {}
@@ -303,19 +307,12 @@ mod tests {
         let mut watch = TopicWatch::new(&runtime, &name("a/b/c")).unwrap();
         let a = runtime.path().join("a");
         std::fs::create_dir(&a).unwrap();
-        wait(&watch);
-        assert!(watch.changes().unwrap());
+        assert_news(&mut watch);
         std::fs::create_dir_all(runtime.path().join("x/c")).unwrap();
         while watch.changes().unwrap() {}
         std::fs::rename(runtime.path().join("x"), a.join("b")).unwrap();
-        wait(&watch);
-        assert!(watch.changes().unwrap());
-        let mut publisher = TopicDir::open(&runtime, &name("a/b/c")).unwrap();
-        let id = random_id().unwrap();
-        let _listener = publisher.publish(id).unwrap();
-        wait(&watch);
-        assert!(watch.changes().unwrap());
-        assert_eq!(watch.scan().unwrap(), [id]);
+        assert_news(&mut watch);
+        assert_found(&mut watch, &runtime, &name("a/b/c"));
     }
 
     #[test]

@@ -158,6 +158,21 @@ impl Peer {
         Self { child, stdin, stdout }
     }
 
+    /// Starts it as a user of whom nobody else runs here, this test run a second time included: what the kernel counts for each user is
+    /// its own. The directory is given to that user. `None`, with a word, where that is not allowed.
+    pub(crate) fn start_as_another_user(role: &str, dir: &Dir) -> Option<Self> {
+        let user = 1_000_000 + std::process::id();
+        let number = user.to_string();
+        let command = ["setpriv", "--reuid", &number, "--regid", &number, "--clear-groups"];
+        let exe = std::env::current_exe().expect("own path");
+        let is_runnable = ["test", "-x", exe.to_str().expect("a path in UTF-8"), "-a"];
+        if !is_allowed(&[&command[..], &is_runnable].concat()) {
+            return None;
+        }
+        std::os::unix::fs::chown(dir.path(), Some(user), None).expect("only root may do the other");
+        Some(Self::start_under(&command, role, dir))
+    }
+
     pub(crate) fn pid(&self) -> u32 {
         self.child.id()
     }
