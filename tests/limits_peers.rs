@@ -164,6 +164,46 @@ async fn limit_clock_that_differs_makes_nobody_hang_nor_lose_unseen() {
     dir.assert_empties();
 }
 
+/// A clock that is behind, by half of what ours has run, makes nobody count what was sent long before it connected.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn limit_clock_that_is_behind_counts_nothing_of_before_the_connection() {
+    let uptime = std::fs::read_to_string("/proc/uptime").unwrap();
+    let half = uptime.split('.').next().unwrap().parse::<u64>().unwrap() / 2;
+    let offset = format!("-{half}");
+    let user: &[&str] = if rustix::process::geteuid().is_root() { &[] } else { &["--map-root-user"] };
+    let behind = [&["unshare", "--time", "--monotonic", &offset, "--fork", "--kill-child"], user].concat();
+    if half < 60 || !is_allowed(&behind) {
+        return;
+    }
+    let dir = Dir::new();
+    let publisher = dir.publisher("t").bind().unwrap();
+    for _ in 0..30 {
+        publisher.send([0; 8]).await.unwrap();
+        // A publisher that is not in a rush looks who is in line before it sends.
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let mut peer = Peer::start_under(&behind, "role_counts_what_it_missed", &dir);
+    within("a subscriber", publisher.wait_for_subscribers(1)).await;
+    publisher.send([1; 8]).await.unwrap();
+    let missed: u64 = peer.hear().parse().unwrap();
+    assert!(missed <= 3, "{missed}");
+    peer.finish();
+}
+
+#[test]
+fn role_counts_what_it_missed() {
+    let Some(role) = Role::of("role_counts_what_it_missed") else { return };
+    let mut subscriber = role.subscriber("t").connect().unwrap();
+    let mut lagged = 0;
+    loop {
+        match subscriber.blocking_recv_timeout(LIMIT) {
+            Ok(_) => return role.say(&lagged.to_string()),
+            Err(RecvError::Lagged { missed, .. }) => lagged += missed,
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
 const STREAM: u64 = 2_000;
 
 /// Sends the stream's numbers, counted from where the link stands.

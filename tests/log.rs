@@ -135,6 +135,83 @@ async fn role_mistypes() {
     within("close", publisher.close()).await.unwrap();
 }
 
+/// As a service that has no `XDG_RUNTIME_DIR` and a program of a session that does, or the other way round: each is told its own
+/// directory, the one with it that there is another, and with `TOKIO_SHM_DIR` alike they meet.
+#[test]
+fn directories_that_differ_by_the_environment_are_told_and_can_be_set_alike() {
+    for publisher_has_it in [false, true] {
+        let (session, temporary) = (Dir::new(), Dir::new());
+        let word = |name: &str, dir: &Dir| format!("{name}={}", dir.path().display());
+        let (xdg, tmp) = (word("XDG_RUNTIME_DIR", &session), word("TMPDIR", &temporary));
+        let with = ["env", "-u", "TOKIO_SHM_DIR", &xdg, &tmp];
+        let without = ["env", "-u", "TOKIO_SHM_DIR", "-u", "XDG_RUNTIME_DIR", &tmp];
+        let (ours, theirs) =
+            if publisher_has_it { (&with[..], &without[..]) } else { (&without[..], &with[..]) };
+        let mut publisher = Peer::start_under(ours, "role_publisher_somewhere", &session);
+        assert_eq!(publisher.hear(), "bound");
+        let mut subscriber = Peer::start_under(theirs, "role_subscriber_somewhere", &session);
+        let usual = temporary.path().join(format!("tokio-shm-{}", rustix::process::geteuid().as_raw()));
+        let of_session = session.path().join("tokio-shm");
+        let (at, there) = if publisher_has_it { (&of_session, &usual) } else { (&usual, &of_session) };
+        assert_eq!(publisher.ask("where"), at.display().to_string());
+        assert_eq!(subscriber.ask("where"), there.display().to_string());
+        let other = if publisher_has_it { String::new() } else { usual.display().to_string() };
+        assert_eq!(subscriber.ask("other"), other);
+        assert_eq!(subscriber.ask("receive"), "nothing");
+        publisher.finish();
+        subscriber.finish();
+        // What the README says to do.
+        let common = word("TOKIO_SHM_DIR", &session);
+        let (ours, theirs) = (["env", &common, &tmp], ["env", &common, &xdg]);
+        let mut publisher = Peer::start_under(&ours, "role_publisher_somewhere", &session);
+        assert_eq!(publisher.hear(), "bound");
+        let mut subscriber = Peer::start_under(&theirs, "role_subscriber_somewhere", &session);
+        assert_eq!(subscriber.ask("where"), session.path().display().to_string());
+        assert_eq!(subscriber.ask("receive"), "a message");
+        subscriber.finish();
+        publisher.finish();
+    }
+}
+
+/// What stands in the log behind `field`, of the runtime directory.
+fn told_of_the_directory(field: &str) -> String {
+    let lines = LINES.lines();
+    let told = lines.iter().filter(|line| line.contains("runtime directory"));
+    let mut values = told.filter_map(|line| line.split_once(&format!(" {field}="))?.1.split(' ').next());
+    values.next_back().unwrap_or_default().to_owned()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn role_publisher_somewhere() {
+    let Some(role) = Role::of("role_publisher_somewhere") else { return };
+    tracing::subscriber::set_global_default(&LINES).unwrap();
+    let publisher = ShmPublisher::builder("t").history(1).bind().unwrap();
+    publisher.send([1]).await.unwrap();
+    role.say("bound");
+    while role.hear().is_some() {
+        role.say(&told_of_the_directory("path"));
+    }
+    within("close", publisher.close()).await.unwrap();
+}
+
+#[test]
+fn role_subscriber_somewhere() {
+    let Some(role) = Role::of("role_subscriber_somewhere") else { return };
+    tracing::subscriber::set_global_default(&LINES).unwrap();
+    let mut subscriber = ShmSubscriber::connect("t").unwrap();
+    while let Some(word) = role.hear() {
+        match word.as_str() {
+            "where" => role.say(&told_of_the_directory("path")),
+            "other" => role.say(&told_of_the_directory("other")),
+            _ => match subscriber.blocking_recv_timeout(std::time::Duration::from_secs(1)) {
+                Ok(_) => role.say("a message"),
+                Err(RecvError::TimedOut) => role.say("nothing"),
+                Err(error) => panic!("{error}"),
+            },
+        }
+    }
+}
+
 thread_local! {
     static IN_LAYER: Cell<bool> = const { Cell::new(false) };
 }

@@ -143,6 +143,33 @@ async fn loan_is_not_copied_and_returns_to_the_pool() {
     assert!(publisher.pool().stats().bytes <= 1 << 20);
 }
 
+/// The pages of a large segment are mapped by who reads them, when it does: to take one in does not hold up a runtime's thread.
+#[tokio::test]
+async fn large_segment_is_taken_in_without_touching_its_pages() {
+    const LEN: usize = 64 << 20;
+    let dir = Dir::new();
+    let publisher = dir.publisher("t").bind().unwrap();
+    let mut subscriber = dir.subscriber("t").connect().unwrap();
+    within("subscriber", publisher.wait_for_subscribers(1)).await;
+    within("send", publisher.send(publisher.loan(LEN).await.unwrap())).await.unwrap();
+    let faults = || {
+        let stat = std::fs::read_to_string("/proc/thread-self/stat").unwrap();
+        let fields = stat.rsplit_once(')').unwrap().1;
+        fields.split_whitespace().nth(7).unwrap().parse::<usize>().unwrap()
+    };
+    let resident = || {
+        let status = std::fs::read_to_string("/proc/self/smaps_rollup").unwrap();
+        let rss = status.lines().find_map(|line| line.strip_prefix("Rss:")).unwrap();
+        rss.split_whitespace().next().unwrap().parse::<usize>().unwrap() << 10
+    };
+    let before = (faults(), resident());
+    let sample = within("recv", subscriber.recv()).await.unwrap();
+    let after = (faults(), resident());
+    assert_eq!(sample.len(), LEN);
+    assert!(after.0 - before.0 < LEN / 4_096 / 64, "{} faults", after.0 - before.0);
+    assert!(after.1 < before.1 + LEN / 4, "{} bytes more", after.1 - before.1);
+}
+
 /// Each message has a segment of its own, announced over the socket, which fills up long before the link does. The
 /// subscriber then releases nothing: that it reads has to suffice.
 #[test]

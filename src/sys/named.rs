@@ -8,13 +8,13 @@
 //! do not meet. It does not map what it opens, and does not say what is in it.
 
 use super::fork::{Origin, PerProcess};
+use super::ids;
 use super::random::random_id;
 use rustix::fs::{
     AtFlags, Dir, FileType, FlockOperation, Mode, OFlags, flock, fstat, linkat, open, openat, statat,
     unlinkat,
 };
 use rustix::io::Errno;
-use rustix::process::geteuid;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -139,7 +139,7 @@ pub(crate) fn find(id: u32) -> io::Result<Found> {
     let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     let fd = openat(open_directory()?, Scheme::Own.name(id), flags, Mode::empty())?;
     let stat = fstat(&fd)?;
-    if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile || stat.st_uid != geteuid().as_raw() {
+    if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile || !ids::is_ours(stat.st_uid) {
         return Err(Errno::PERM.into());
     }
     Ok(Found { fd, len: u64::try_from(stat.st_size).unwrap_or(0), inode: stat.st_ino })
@@ -172,7 +172,7 @@ pub(crate) fn remove_orphans() -> io::Result<usize> {
         let Ok(fd) = openat(&directory, name, flags, Mode::empty()) else { continue };
         let Ok(stat) = fstat(&fd) else { continue };
         // Root may lock what belongs to others; it is theirs to clean up.
-        if stat.st_uid == geteuid().as_raw() && flock(&fd, FlockOperation::NonBlockingLockExclusive).is_ok() {
+        if ids::is_ours(stat.st_uid) && flock(&fd, FlockOperation::NonBlockingLockExclusive).is_ok() {
             removed += usize::from(remove(directory.as_fd(), name, stat.st_ino));
         }
     }
