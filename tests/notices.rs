@@ -354,6 +354,30 @@ async fn hole_in_the_history_is_no_loss_of_one_that_comes_later() {
 
 /// A message that waits for another subscriber belongs to the history of one that comes meanwhile.
 #[tokio::test]
+async fn first_messages_of_a_publisher_that_comes_later_are_received_or_counted() {
+    let dir = Dir::new();
+    let mut early = dir.subscriber("t").connect().unwrap();
+    let publisher = dir.publisher("t").history(1).bind().unwrap();
+    for number in 0..3_u8 {
+        publisher.send([number]).await.unwrap();
+    }
+    let mut late = dir.subscriber("t").connect().unwrap();
+    publisher.flush().await.unwrap();
+    // It was there before the publisher, and has not looked since.
+    match within("the loss", early.recv()).await {
+        Err(RecvError::Lagged { publisher: of, missed: 2, .. }) => assert_eq!(of, publisher.id()),
+        other => panic!("{other:?}"),
+    }
+    for subscriber in [&mut early, &mut late] {
+        assert_eq!(within("the history", subscriber.recv()).await.unwrap().seq(), 2);
+    }
+    publisher.send([3]).await.unwrap();
+    for subscriber in [&mut early, &mut late] {
+        assert_eq!(within("a message", subscriber.recv()).await.unwrap().seq(), 3);
+    }
+}
+
+#[tokio::test]
 async fn message_under_way_is_no_loss_of_one_that_comes_later() {
     for depth in [1, 8] {
         let dir = Dir::new();

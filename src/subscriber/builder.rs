@@ -108,8 +108,10 @@ impl ShmSubscriberBuilder {
     /// It makes nothing in the runtime directory, which may be read-only; what killed publishers of the topic left there is
     /// removed, where it can be.
     ///
-    /// Needs no runtime. Every message sent after this has returned is received or counted, whether or not its
-    /// publisher has noticed this subscriber yet.
+    /// Needs no runtime. Every message sent after this has returned is received or counted, whether or not its publisher has noticed
+    /// this subscriber yet. A publisher that comes later is found while this subscriber receives or waits for publishers, a
+    /// fraction of a millisecond after its `bind`: what it sent before is counted as [`Lagged`](crate::RecvError::Lagged), save for what
+    /// its `history` holds. One that has also closed by then was never met.
     ///
     /// # Errors
     ///

@@ -56,6 +56,10 @@ pub(super) struct Core<W> {
     hoard: Hoard,
     /// In a child it is the parent's, and receives nothing.
     origin: Origin,
+    /// When the first look at the directory was over, in clock nanoseconds. A publisher that is met later owes what it has sent since.
+    began: Option<u64>,
+    /// Those in the directory that this subscriber has been connected to: of what they sent since, their links' ends have told.
+    met: HashSet<u128>,
     /// There has been a publisher.
     had_publisher: bool,
     /// A look at the directory, or at its watch, failed half-way: to be done again, as nothing is going to wake us for it.
@@ -100,6 +104,8 @@ impl<W: Default> Core<W> {
             over: false,
             hoard: Hoard::default(),
             origin: Origin::here(),
+            began: None,
+            met: HashSet::new(),
             had_publisher: false,
             behind: false,
             shunned: HashSet::new(),
@@ -118,12 +124,16 @@ impl<W: Default> Core<W> {
     pub(super) fn scan(&mut self) -> Result<(), DiscoveryError> {
         let scanned = self.try_scan();
         self.stats.publishers = self.peers.len();
+        if scanned.is_ok() && self.began.is_none() {
+            self.began = Some(monotonic_ns());
+        }
         scanned
     }
 
     fn try_scan(&mut self) -> Result<(), DiscoveryError> {
         let present = self.watch.scan()?;
         self.shunned.retain(|id| present.contains(id));
+        self.met.retain(|id| present.contains(id));
         let gone: Vec<_> = self.crowded.keys().copied().filter(|id| !present.contains(id)).collect();
         gone.into_iter().for_each(|id| self.miss(id));
         self.refused.retain(|id, _| present.contains(id));
@@ -146,7 +156,8 @@ impl<W: Default> Core<W> {
             let begun = match self.connect(id, local.as_deref()) {
                 Ok(connection) => {
                     let since = self.crowded.get(&id).map(|crowded| crowded.since);
-                    self.begin(id, connection, local, since)
+                    let began = self.began.filter(|_| !self.met.contains(&id));
+                    self.begin(id, connection, local, since.into_iter().chain(began).min())
                 }
                 // Killed, or closing, or about to be found under its name once more.
                 Err(ConnectFailed::Dead | ConnectFailed::Gone) => {
@@ -165,6 +176,7 @@ impl<W: Default> Core<W> {
                 Ok(link) => {
                     self.had_publisher = true;
                     self.crowded.remove(&id);
+                    self.met.insert(id);
                     self.peers.push(Peer { link, waits: W::default() });
                 }
                 // Its socket looks alive as long as a child of it has it open.
