@@ -31,14 +31,20 @@ const CROWDED: usize = 4;
 
 #[test]
 #[ignore = "the survivors of kill_of_hundreds_of_those_in_line_or_greeted_by_a_sender_harms_nobody_else"]
+#[allow(clippy::print_stdout)] // The parent reads it.
 fn child_crowds_killed() {
     if !is_alone() {
         return;
     }
     end_if_it_hangs();
-    let has_room = getrlimit(Resource::Nofile).maximum.is_none_or(|maximum| maximum >= FILES);
-    if has_room {
+    let mut cases = CROWDS;
+    if getrlimit(Resource::Nofile).maximum.is_none_or(|maximum| maximum >= FILES) {
         set_limit(Resource::Nofile, FILES);
+    } else {
+        println!(
+            "\nkills: crowds: SKIPPED: hundreds at once, because RLIMIT_NOFILE cannot be raised to {FILES}"
+        );
+        cases = cases.split_last().expect("the crowd is the last").1;
     }
     // With all that is made only once.
     let (dir, runtime) = (runtime_dir(), quiet());
@@ -46,15 +52,13 @@ fn child_crowds_killed() {
     drop(subscriber_in(dir.path()).connect().unwrap());
     go_on(&runtime, publisher).unwrap();
     drop(runtime);
-    run("crowds", goal().div_ceil(SHARE), CROWDS, |case, on_full, victim, tally| {
+    run("crowds", goal().div_ceil(SHARE), cases, |case, on_full, victim, tally| {
         let before = footprint();
         let dir = runtime_dir();
         match case.script {
             "greets" => greeted_by_a_sender(on_full, victim, tally, dir.path()),
             "line" => in_line(on_full, victim, tally, dir.path()),
             "naps" => with_others_in_line(on_full, victim, dir.path()),
-            // Fewer would be no test of it.
-            _ if !has_room => return Ok(()),
             _ => crowd(case, on_full, victim, tally, dir.path()),
         }?;
         // Nobody is left to remove anything.

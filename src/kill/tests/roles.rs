@@ -132,6 +132,7 @@ fn subscriber(script: &str, dir: &Path) {
             until_killed()
         }
         "crowd" => {
+            set_limit(rustix::process::Resource::Nofile, FILES);
             let mut crowd = many(dir, CROWD);
             say("ready");
             let mut held: Vec<_> = crowd.iter().map(|_| None).collect();
@@ -182,7 +183,6 @@ fn subscriber(script: &str, dir: &Path) {
 
 /// Subscribers that have connected, served or not.
 fn many(dir: &Path, count: usize) -> Vec<ShmSubscriber> {
-    set_limit(rustix::process::Resource::Nofile, FILES);
     (0..count).map(|_| subscriber_in(dir).depth(DEPTH).connect().unwrap()).collect()
 }
 
