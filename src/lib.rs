@@ -135,6 +135,10 @@ pub use self::{
     topic::{DiscoveryError, RuntimeDirError, TopicError},
 };
 
+#[cfg(tokio_shm_shuttle)]
+#[doc(hidden)]
+pub use self::publisher::scenes;
+
 /// The README's code is compiled with the documentation's.
 #[cfg(all(doctest, not(tokio_shm_loom)))]
 #[doc = include_str!("../README.md")]

@@ -6,11 +6,10 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 #[cfg(feature = "zenoh")]
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-
-use parking_lot::Mutex;
 
 use crate::budget::{Holder, Reservation};
+use crate::sync::Mutex;
+use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::sys::memory::{self, Backing, CreateOptions, Mapping, MemoryError};
 #[cfg(feature = "zenoh")]
 use crate::sys::named::{Given, Name, Scheme};

@@ -2,7 +2,6 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
 use rustix::process::Pid;
@@ -21,6 +20,7 @@ use crate::proto::ring::{Descriptor, Producer};
 use crate::proto::ticket::Tickets;
 use crate::proto::wire::{self, BackingWire, Frame, RefusedReason, Welcome};
 use crate::segment::Segment;
+use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sys::bell::Bell;
 use crate::sys::memory::{Backing, MemoryError};
 use crate::sys::socket::Connection;
@@ -596,6 +596,14 @@ fn is_crowded(error: &std::io::Error) -> bool {
 }
 
 impl LinkSeed {
+    /// What its subscriber has of it: the page, and where it hears its bell.
+    #[cfg(tokio_shm_shuttle)]
+    pub(crate) fn other_end(&self) -> (LinkPage, Arc<crate::sync::Notify>) {
+        let geometry = Geometry::new(self.link.depth).expect("the link's own");
+        let page = LinkPage::open(self.page_fd.as_fd(), geometry).expect("it was made just now");
+        (page, Arc::clone(&self.link.bell.model))
+    }
+
     /// Welcomes the subscriber. From `expect` on it gets every message or is told how many it did not get; the ones in
     /// `history`, all below `next_seq`, go to it first.
     pub(crate) fn welcome(

@@ -6,10 +6,7 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 use std::ops::RangeInclusive;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
-
-use parking_lot::Mutex;
 
 use super::{PoolStats, ShmPoolConfig, SizeStats, TakeError};
 use crate::budget::{Budget, Holder, Reservation};
@@ -18,6 +15,8 @@ use crate::hot::HotPlaces;
 use crate::idle::Idle;
 use crate::proto::class::{self, ClassIndex};
 use crate::segment::Segment;
+use crate::sync::Mutex;
+use crate::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use crate::sync::fence_after_rmw;
 use crate::sys::fork::Origin;
 
@@ -60,6 +59,12 @@ thread_local! {
     /// that: once it is idle another thread may take and free it, and with it the last reference to the pool. A reference
     /// taken and dropped each time would cost as much as the queue does.
     static LAST: RefCell<Option<Arc<PoolCore>>> = const { RefCell::new(None) };
+}
+
+/// The end of a schedule: the next one begins without the pool of this one.
+#[cfg(tokio_shm_shuttle)]
+pub(crate) fn forget_last() {
+    drop(LAST.take());
 }
 
 impl Slot {

@@ -2,9 +2,8 @@
 //!
 //! It counts; who waits is told by the gates beside the queue.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-
 use crate::pool::core::Slot;
+use crate::sync::atomic::{AtomicU64, Ordering};
 
 /// The queue may take one part in so many of the publisher's part of its pool.
 const PART: u64 = 8;

@@ -275,7 +275,7 @@ impl Delivery {
         }
         let mut some = false;
         for look in 1..=LOOKS {
-            (0..PAUSES).for_each(|_| std::hint::spin_loop());
+            (0..PAUSES).for_each(|_| crate::sync::spin_loop());
             let mut much = true;
             for link in self.links.iter_mut().filter(|link| link.is_behind(head.seq)) {
                 link.reclaim(&mut self.in_flight);

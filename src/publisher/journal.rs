@@ -4,13 +4,13 @@
 //! there is noted, and the tx task tells it.
 
 use std::io;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
-use parking_lot::Mutex;
 use rustix::process::Pid;
 
 use super::shared::Config;
 use crate::link::LinkError;
+use crate::sync::Mutex;
+use crate::sync::atomic::{AtomicUsize, Ordering};
 use crate::text::{Called, Hex, chain};
 
 /// Notes kept at a time. Peers may make as many as they like: what is beyond is counted.

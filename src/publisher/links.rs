@@ -5,9 +5,7 @@ use std::collections::HashMap;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use parking_lot::Mutex;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::fstat;
 use rustix::process::Pid;
@@ -20,6 +18,8 @@ use crate::link::{Kind, LinkError, LinkTx, Seat, identify, truncated};
 use crate::proto::layout::Geometry;
 use crate::proto::wire::{self, Frame, Hello, RefusedReason};
 use crate::reactor::Watched;
+use crate::sync::Mutex;
+use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::sys::bell::Bell;
 use crate::sys::clock::monotonic_ns;
 use crate::sys::process::Process;
@@ -109,9 +109,9 @@ impl Greeting {
 }
 
 impl Acceptor {
-    pub(crate) fn new(listener: Arc<Listener>) -> Self {
+    pub(crate) fn new(listener: impl Into<Option<Arc<Listener>>>) -> Self {
         Self {
-            listeners: Mutex::new(vec![listener]),
+            listeners: Mutex::new(listener.into().into_iter().collect()),
             next_id: AtomicU64::new(0),
             seats: Seat::default(),
             silent: Mutex::default(),
@@ -209,7 +209,9 @@ impl Acceptor {
     fn accept_one(&self) -> io::Result<Option<Connection>> {
         let mut listeners = self.listeners.lock();
         loop {
-            let accepted = listeners[0].accept();
+            // A model's publisher has none.
+            let Some(first) = listeners.first() else { return Ok(None) };
+            let accepted = first.accept();
             // The last stays, and none of those before it gets any more in line.
             if !matches!(accepted, Ok(None)) || listeners.len() == 1 {
                 return accepted;

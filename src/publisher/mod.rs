@@ -13,6 +13,9 @@ mod order_tests;
 mod pace;
 mod patience;
 mod published;
+#[cfg(tokio_shm_shuttle)]
+#[doc(hidden)]
+pub mod scenes;
 pub(crate) mod shared;
 mod sink;
 mod staged;
@@ -23,7 +26,6 @@ mod task;
 mod tests;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 pub use self::builder::ShmPublisherBuilder;
@@ -37,6 +39,7 @@ use crate::buffer::{Home, Payload, ShmLoan};
 use crate::gate::Lane;
 use crate::line::NoPlace;
 use crate::pool::{Promised, ShmSegmentPool};
+use crate::sync::atomic::{AtomicU32, Ordering};
 
 /// Publishes messages to a topic.
 ///

@@ -8,11 +8,8 @@ mod run;
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
-
-use parking_lot::Mutex;
 
 use super::backlog::Backlog;
 use super::delivery::Delivery;
@@ -29,6 +26,8 @@ use crate::link::LinkSeed;
 use crate::pool::core::{Collect, Slot};
 use crate::pool::{PooledSegment, ShmSegmentPool};
 use crate::proto::class::GRAIN;
+use crate::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use crate::sync::{Mutex, spin_loop};
 use crate::sys::clock::monotonic_ns;
 use crate::sys::fork::{Disown, Origin, PerProcess, Registration};
 use crate::topic::TopicName;
@@ -47,7 +46,7 @@ const COLLECT_SPINS: usize = 64;
 /// Publishers of this process, so that a subscriber of this process can have itself accepted at once.
 ///
 /// A child begins without any: its parent's are another process's.
-static LOCAL: PerProcess<Mutex<HashMap<u128, Weak<Shared>>>> = PerProcess::new();
+static LOCAL: PerProcess<parking_lot::Mutex<HashMap<u128, Weak<Shared>>>> = PerProcess::new();
 
 /// What waits in the tx queue.
 #[derive(Debug)]
@@ -555,7 +554,7 @@ impl Collect for Shared {
             }
             // Whoever is inside collects for a registered waiter when he leaves; a caller that does not wait has to
             // see for itself.
-            std::hint::spin_loop();
+            spin_loop();
         }
     }
 }

@@ -2,7 +2,6 @@
 
 use std::future::pending;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::task::JoinSet;
 
@@ -12,6 +11,7 @@ use super::shared::{Config, Shared};
 use crate::event::Waiter;
 use crate::pool::{PooledSegment, Promised};
 use crate::reactor::Watched;
+use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sys::socket::Listener;
 use crate::sys::timer::Timer;
 use crate::text::{Hex, chain};

@@ -31,9 +31,9 @@ impl Parker {
         Self { waker: Waker::from(Arc::clone(&sleep)), sleep }
     }
 
-    /// The calling thread's own, made once. (Under loom each time: a thread there ends with its model.)
+    /// The calling thread's own, made once. (In a model each time: a thread there ends with it.)
     pub(crate) fn of_this_thread() -> Self {
-        #[cfg(not(tokio_shm_loom))]
+        #[cfg(not(any(tokio_shm_loom, tokio_shm_shuttle)))]
         {
             thread_local! {
                 static OWN: Parker = Parker::new();
@@ -41,7 +41,7 @@ impl Parker {
             // Gone while the thread ends.
             OWN.try_with(Self::clone).unwrap_or_else(|_| Self::new())
         }
-        #[cfg(tokio_shm_loom)]
+        #[cfg(any(tokio_shm_loom, tokio_shm_shuttle))]
         Self::new()
     }
 

@@ -1,5 +1,6 @@
 //! The real primitives behind the facade.
 
+pub(crate) use std::hint::spin_loop;
 pub(crate) use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Instant;

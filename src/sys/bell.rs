@@ -31,6 +31,9 @@ use rustix::io::{Errno, ReadWriteFlags, preadv2};
 #[derive(Debug)]
 pub(crate) struct Bell {
     eventfd: OwnedFd,
+    /// Where a model's threads hear it.
+    #[cfg(tokio_shm_shuttle)]
+    pub(crate) model: std::sync::Arc<crate::sync::Notify>,
 }
 
 impl Bell {
@@ -40,7 +43,7 @@ impl Bell {
     /// `Unsupported` before Linux 5.8, where an eventfd cannot be read with `RWF_NOWAIT`.
     pub(crate) fn new() -> io::Result<Self> {
         let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK | EventfdFlags::SEMAPHORE;
-        let bell = Self { eventfd: eventfd(0, flags)? };
+        let bell = Self::of(eventfd(0, flags)?);
         // The most that fits. Nobody else has it yet, so this does not wait.
         rustix::io::write(&bell.eventfd, &(u64::MAX - 1).to_ne_bytes())?;
         match bell.take_one() {
@@ -65,7 +68,15 @@ impl Bell {
                 "the doorbell received is not an eventfd",
             ));
         }
-        Ok(Self { eventfd: fd })
+        Ok(Self::of(fd))
+    }
+
+    fn of(eventfd: OwnedFd) -> Self {
+        Self {
+            eventfd,
+            #[cfg(tokio_shm_shuttle)]
+            model: std::sync::Arc::new(crate::sync::Notify::new()),
+        }
     }
 
     /// Rings. Never waits, whatever the peer does with the bell, and has no failure to report.
@@ -75,6 +86,8 @@ impl Bell {
     pub(crate) fn ring(&self) {
         // It fails when the peer has emptied the counter, which is the peer's own loss: an honest one cannot.
         let _ = self.take_one();
+        #[cfg(tokio_shm_shuttle)]
+        self.model.notify_one();
     }
 
     fn take_one(&self) -> Result<(), Errno> {
@@ -128,7 +141,7 @@ mod tests {
         rustix::io::write(&peer, &1_u64.to_ne_bytes()).unwrap();
         bell.ring();
         // Empty, as no honest peer can make it: an ordinary read would wait.
-        let empty = Bell { eventfd: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::SEMAPHORE).unwrap() };
+        let empty = Bell::of(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::SEMAPHORE).unwrap());
         empty.ring();
         assert_eq!(empty.take_one(), Err(Errno::AGAIN));
     }

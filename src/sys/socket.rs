@@ -164,7 +164,7 @@ pub(crate) fn connect(dir: BorrowedFd<'_>, name: &str) -> Result<Connection, Con
 }
 
 /// Two ends of one connection.
-#[cfg(any(test, fuzzing))]
+#[cfg(any(test, fuzzing, tokio_shm_shuttle))]
 pub(crate) fn pair() -> io::Result<(Connection, Connection)> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let (one, other) = rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;

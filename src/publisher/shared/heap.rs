@@ -1,12 +1,12 @@
 //! Messages that a sink accepted while the pool was at its cap: they wait in the heap, in order, until there are slots for them.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use super::{Queued, Shared};
 use crate::pool::PooledSegment;
 use crate::pool::core::Slot;
 use crate::publisher::delivery::Delivery;
+use crate::sync::atomic::Ordering;
 
 impl Shared {
     /// How long the pool has to look for the message that waits in the heap, if any does.

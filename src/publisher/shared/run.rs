@@ -2,10 +2,10 @@
 //! sleep.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::Ordering;
 
 use super::{Control, Queued, Shared};
 use crate::publisher::delivery::Delivery;
+use crate::sync::atomic::Ordering;
 use crate::sys::clock::monotonic_ns;
 use crate::turnstile::Inside;
 
