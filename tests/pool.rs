@@ -210,6 +210,46 @@ fn large_takes_are_served_beside_threads_that_take_small_ones_all_the_time() {
     assert_eq!((pool.stats().in_use(), pool.stats().waiters), (0, 0));
 }
 
+/// Ends the other threads of a test, also where it fails.
+struct Over<'a>(&'a AtomicBool);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn small_and_large_takes_at_the_cap_go_on_and_the_small_size_does_not_grow() {
+    let (pool, over) = (pool(capped(4 * MIB)), AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let (mut held, _over) = (std::collections::VecDeque::new(), Over(&over));
+            while !over.load(Ordering::Relaxed) {
+                held.push_back(pool.blocking_take_timeout(100, LIMIT).expect("small"));
+                if held.len() > 40 {
+                    held.pop_front();
+                }
+            }
+        });
+        let (mut held, _over) = (std::collections::VecDeque::new(), Over(&over));
+        let mut random = 1_u64;
+        for number in 0..10_000 {
+            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            let len = 20_000 + (random >> 33) as usize % 300_000;
+            held.push_back(pool.blocking_take_timeout(len, LIMIT).expect("large"));
+            while held.iter().map(PooledSegment::capacity).sum::<usize>() > 4 * MIB / 3 {
+                held.pop_front();
+            }
+            if number % 100 != 0 {
+                continue;
+            }
+            let slots = pool.stats().sizes.iter().find(|size| size.size == 128).map_or(0, |size| size.slots);
+            assert!(slots <= 1_024, "{slots} slots of which 41 are in use");
+        }
+    });
+}
+
 #[tokio::test]
 async fn take_dropped_while_its_segment_is_made_leaves_it_idle() {
     let pool = pool(capped(4 * MIB));

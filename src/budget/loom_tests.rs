@@ -9,10 +9,10 @@ use loom::future::block_on;
 use loom::thread;
 
 use super::{Budget, Reservation};
-use crate::gate::Lane;
+use crate::gate::{Lane, Turn};
 use crate::idle::Idle;
-use crate::sync::Arc;
 use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::{Arc, Mutex};
 
 /// A pool of two sizes, reduced to what decides who gets memory: a slot is the bytes set aside for it.
 struct Pool {
@@ -20,12 +20,19 @@ struct Pool {
     idle: [Idle<Reservation>; 2],
     /// Bytes that callers hold; by itself, to check the budget against.
     held: AtomicU64,
+    /// As [`PoolCore::sweep`](crate::pool::core::PoolCore).
+    sweep: Mutex<()>,
 }
 
 impl Pool {
     fn new(max: u64) -> Arc<Self> {
         let idle = [Idle::new(1), Idle::new(1)];
-        Arc::new(Self { budget: Arc::new(Budget::new(max)), idle, held: AtomicU64::new(0) })
+        Arc::new(Self {
+            budget: Arc::new(Budget::new(max)),
+            idle,
+            held: AtomicU64::new(0),
+            sweep: Mutex::new(()),
+        })
     }
 
     /// Looks in the same order as the pool does.
@@ -38,6 +45,18 @@ impl Pool {
         assert!(held <= self.budget.max, "{held} bytes held of {}", self.budget.max);
         assert!(self.budget.used() <= self.budget.max);
         Some(found)
+    }
+
+    /// A look beside the first waiter.
+    fn find_beside(&self, size: usize) -> Option<Reservation> {
+        let _sweeping = self.sweep.lock();
+        self.idle[size].take()
+    }
+
+    /// Takes what is idle to look at it, and puts it back, which wakes no waiter.
+    fn sweep(&self, size: usize) {
+        let _sweeping = self.sweep.lock();
+        self.idle[size].take_all().into_iter().for_each(|slot| drop(self.idle[size].try_put(slot)));
     }
 
     fn give_back(&self, size: usize, slot: Reservation) {
@@ -159,6 +178,26 @@ fn loom_waiter_that_gives_up_leaves_the_bytes_to_another() {
         }
         holder.join().unwrap();
         other.join().unwrap();
+        assert_eq!(pool.budget.used(), 0);
+    });
+}
+
+// Tried: without the lock in `find_beside` loom finds the waiter that sleeps beside an idle slot.
+#[test]
+fn loom_waiter_beside_the_first_gets_what_a_sweep_puts_back() {
+    model(3, || {
+        let pool = Pool::new(1);
+        let slot = Budget::reserve(&pool.budget, 1).unwrap();
+        drop(pool.idle[0].try_put(slot));
+        let first = pool.budget.gate.join(Lane::Main);
+        let sweeper = run(&pool, |pool| pool.sweep(0));
+        let beside = |turn| {
+            assert_eq!(turn, Turn::Beside);
+            pool.find_beside(0)
+        };
+        drop(block_on(pool.budget.gate.wait_until(Lane::Side, || None, beside)));
+        sweeper.join().unwrap();
+        drop(first);
         assert_eq!(pool.budget.used(), 0);
     });
 }

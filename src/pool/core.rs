@@ -246,9 +246,9 @@ pub(crate) struct PoolCore {
     pub(crate) budget: Arc<Budget>,
     /// Made when first used, and apart: there are over a hundred sizes and few are ever seen.
     classes: [OnceLock<Arc<Class>>; class::COUNT],
-    /// Held while idle slots are sorted into those to free and those to keep, and during the last look of `find`: under
-    /// it none is in another's hands. So the waiter that looks need not be woken when the kept ones are put back. It must not be: it
-    /// would keep itself looking for ever.
+    /// Held while idle slots are sorted into those to free and those to keep, and during the last look of a taker that finds nothing
+    /// else (`find`, `take_settled`): under it none is in another's hands. So no waiter need be woken when the kept ones are put back. None
+    /// must be: the one that sweeps would keep itself looking for ever.
     sweep: Mutex<()>,
     collectors: Mutex<Vec<Weak<dyn Collect>>>,
     /// Publishers among which the cap is divided.
@@ -345,10 +345,10 @@ impl PoolCore {
         if self.budget.gate.is_taken(lane(class)) {
             return Found::Nothing;
         }
-        if let Some(slot) = self.take_idle(class) {
+        let existing = self.class(class).existing.load(Ordering::Relaxed);
+        if let Some(slot) = self.take_idle(class).or_else(|| self.take_settled(class, existing)) {
             return Found::Slot(slot);
         }
-        let existing = self.class(class).existing.load(Ordering::Relaxed);
         Budget::reserve(&self.budget, self.segment_len(class, existing)).map_or(Found::Nothing, Found::Room)
     }
 
@@ -362,10 +362,13 @@ impl PoolCore {
             return Found::Slot(slot);
         }
         self.collect();
-        if turn == Turn::Beside {
-            return self.take_idle(class).map_or(Found::Nothing, Found::Slot);
-        }
         let existing = self.class(class).existing.load(Ordering::Relaxed);
+        if let Some(slot) = self.take_settled(class, existing) {
+            return Found::Slot(slot);
+        }
+        if turn == Turn::Beside {
+            return Found::Nothing;
+        }
         let alternate = existing == 1 && self.alternates(class);
         if !alternate && let Some(slot) = self.take_idle(class) {
             return Found::Slot(slot);
@@ -405,6 +408,19 @@ impl PoolCore {
             }
         }
         Found::Nothing
+    }
+
+    /// An idle slot of a small class with `existing` ones, while none is in another's hands.
+    ///
+    /// A sweep puts back what it cannot use and wakes no waiter for it. So one who found nothing during a sweep looks again after it:
+    /// before it sleeps, and before it makes a segment as large as all that it did not find.
+    #[cold]
+    fn take_settled(&self, class: ClassIndex, existing: usize) -> Option<Arc<Slot>> {
+        if existing == 0 || !class::is_small(class) {
+            return None;
+        }
+        let _sweeping = self.sweep.lock();
+        self.take_idle(class)
     }
 
     /// An idle slot of a larger class than this large one, where the cap leaves no room for another: to make a segment of a MiB takes some
@@ -732,6 +748,9 @@ fn out_of_order(count: usize) -> Vec<usize> {
     numbers.sort_by_cached_key(|number| hasher.hash_one(number));
     numbers
 }
+
+#[cfg(test)]
+mod sweep_tests;
 
 #[cfg(test)]
 mod tests {
