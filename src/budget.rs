@@ -48,6 +48,12 @@ impl Budget {
         self.abandoned.sweep(self.max);
     }
 
+    /// Whether subscriber `id` is to drop what it keeps of what was given up before it has more.
+    #[cfg(not(tokio_shm_loom))]
+    pub(crate) fn is_kept_by(&self, id: u128) -> bool {
+        self.abandoned.is_kept_by(id, self.max)
+    }
+
     pub(crate) fn used(&self) -> u64 {
         self.used.load(Ordering::Relaxed)
     }

@@ -240,3 +240,41 @@ async fn wait_for_bytes_that_the_program_holds_itself_is_told() {
     assert!(waited.is_err(), "{waited:?}");
     drop((small, kept, others));
 }
+
+/// It comes again by itself, and is not taken before it has dropped enough: what it keeps never takes the others' memory.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn subscriber_that_keeps_all_and_is_evicted_stops_nobody() {
+    const MESSAGES: u64 = 100;
+    let dir = Dir::new();
+    let pool = ShmPoolConfig::new().max_bytes(16 * MIB as u64);
+    let publisher = dir.publisher("t").pool(pool).evict_after(Duration::from_millis(20)).bind().unwrap();
+    let mut reads = dir.subscriber("t").connect().unwrap();
+    let mut keeps = dir.subscriber("t").connect().unwrap();
+    let keeper = tokio::spawn(async move {
+        let (mut kept, mut evicted) = (Vec::new(), 0);
+        loop {
+            match keeps.recv().await {
+                Ok(sample) => kept.push(sample),
+                Err(RecvError::Evicted { .. }) => evicted += 1,
+                Err(RecvError::Refused { reason, .. }) => break (keeps, kept, evicted, reason),
+                Err(RecvError::Lagged { .. } | RecvError::AllHeld { .. }) => {}
+                Err(other) => panic!("{other}"),
+            }
+        }
+    });
+    let reader = tokio::spawn(async move {
+        while reads.recv().await.unwrap().seq() < MESSAGES - 1 {}
+        reads
+    });
+    for _ in 0..MESSAGES {
+        within("send", publisher.send(vec![1; MIB])).await.unwrap();
+        let stats = publisher.pool().stats();
+        assert!(stats.abandoned_bytes <= stats.max_bytes, "{stats:?}");
+    }
+    let _reads = within("the reader", reader).await.unwrap();
+    let (mut keeps, kept, evicted, reason) = within("the keeper is refused", keeper).await.unwrap();
+    assert!(evicted > 0 && reason.contains("drop them"), "{evicted}: {reason}");
+    // And it is taken when it has.
+    drop(kept);
+    within("a place", keeps.wait_for_publishers(1)).await.unwrap();
+}

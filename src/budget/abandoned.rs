@@ -14,6 +14,9 @@ use super::Reservation;
 pub(crate) trait Holder: Debug + Send + Sync {
     /// Whether it has let go of everything.
     fn is_gone(&self) -> bool;
+
+    /// Whether it is subscriber `id`.
+    fn is_subscriber(&self, id: u128) -> bool;
 }
 
 /// The segments that a pool has given up.
@@ -71,6 +74,19 @@ impl Abandoned {
         drop(freed);
     }
 
+    /// Whether subscriber `id` is to drop what it keeps before it has more: all that was given up is more than a quarter of `most`, the
+    /// cap, and some of it is still with that subscriber. The links there are have three quarters at most, so that one subscriber that
+    /// comes again and again never brings what is given up beyond the cap.
+    pub(crate) fn is_kept_by(&self, id: u128, most: u64) -> bool {
+        let mut records = self.0.lock();
+        let freed = records.sweep(most);
+        let much = records.bytes() > most / 4;
+        let kept = much && records.segments.iter().any(|record| record.is_kept_by(id));
+        drop(records);
+        drop(freed);
+        kept
+    }
+
     /// What is still held, in bytes.
     pub(crate) fn bytes(&self) -> u64 {
         self.0.lock().bytes()
@@ -83,6 +99,12 @@ impl Abandoned {
         let segments = std::mem::take(&mut records.segments);
         drop(records);
         drop(segments);
+    }
+}
+
+impl Record {
+    fn is_kept_by(&self, id: u128) -> bool {
+        self.holders.iter().any(|holder| holder.is_subscriber(id) && !holder.is_gone())
     }
 }
 
@@ -121,12 +143,36 @@ mod tests {
     use crate::budget::Budget;
 
     #[derive(Debug, Default)]
-    struct Peer(AtomicBool);
+    struct Peer(AtomicBool, u128);
 
     impl Holder for Peer {
         fn is_gone(&self) -> bool {
             self.0.load(Ordering::Relaxed)
         }
+
+        fn is_subscriber(&self, id: u128) -> bool {
+            self.1 == id
+        }
+    }
+
+    #[test]
+    fn subscriber_that_keeps_much_is_known_until_it_has_let_go() {
+        let budget = Arc::new(Budget::new(100));
+        let [first, second] = [1, 2].map(|id| Arc::new(Peer(AtomicBool::new(false), id)));
+        let give_up = |len, holders: &[&Arc<Peer>]| {
+            let mut reservation = Budget::reserve(&budget, len).unwrap();
+            let holders = holders.iter().map(|holder| Arc::clone(holder) as Arc<dyn Holder>).collect();
+            budget.abandoned.add(holders, &mut reservation);
+        };
+        let kept_by = || [1, 2, 3].map(|id| budget.abandoned.is_kept_by(id, 100));
+        give_up(25, &[&first]);
+        assert_eq!(kept_by(), [false; 3]);
+        give_up(1, &[&first, &second]);
+        assert_eq!(kept_by(), [true, true, false]);
+        second.0.store(true, Ordering::Relaxed);
+        assert_eq!(kept_by(), [true, false, false]);
+        first.0.store(true, Ordering::Relaxed);
+        assert_eq!(kept_by(), [false; 3]);
     }
 
     #[test]

@@ -191,6 +191,7 @@ impl Said {
                 1 => RefusedReason::NotPermitted,
                 2 => RefusedReason::NotUnderstood,
                 3 => RefusedReason::Full,
+                4 => RefusedReason::Keeping,
                 _ => RefusedReason::Stuck,
             })),
             Self::Leave => encoded(Frame::Leave),

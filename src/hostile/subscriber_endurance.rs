@@ -15,6 +15,7 @@ fn hostile_publisher_that_refuses_is_named_with_its_reason() {
     for (reason, expected) in [
         (RefusedReason::OutOfResources, "it is out of memory or file descriptors"),
         (RefusedReason::Full, "raise max_subscribers there, or close some"),
+        (RefusedReason::Keeping, "keeps too many samples from before it was disconnected"),
         (RefusedReason::NotPermitted, "this user may not subscribe"),
         (RefusedReason::NotUnderstood, "it did not understand this subscriber"),
         (RefusedReason::Stuck, "disconnected us for being stuck"),

@@ -180,6 +180,10 @@ mod tests {
         fn is_gone(&self) -> bool {
             true
         }
+
+        fn is_subscriber(&self, _: u128) -> bool {
+            false
+        }
     }
 
     fn gone() -> Arc<dyn Holder> {

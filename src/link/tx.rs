@@ -54,6 +54,8 @@ pub(crate) enum LinkError {
     Ended,
     #[error("there are as many subscribers as max_subscribers allows")]
     Full,
+    #[error("it keeps too many samples from before it was disconnected")]
+    Keeping,
 }
 
 impl From<std::io::Error> for LinkError {
@@ -73,12 +75,17 @@ impl<K: Into<Kind>> From<K> for LinkError {
 #[derive(Debug)]
 struct Parted {
     connection: Arc<Connection>,
+    subscriber: u128,
     _seat: Seat,
 }
 
 impl Holder for Parted {
     fn is_gone(&self) -> bool {
         self.connection.is_closed_by_peer()
+    }
+
+    fn is_subscriber(&self, id: u128) -> bool {
+        self.subscriber == id
     }
 }
 
@@ -124,6 +131,8 @@ pub(crate) struct LinkSeed {
 
 pub(crate) struct LinkTx {
     pub(crate) id: u64,
+    /// The subscriber's id, by its own word; set before the link is welcomed.
+    pub(crate) subscriber: u128,
     connection: Arc<Connection>,
     page: LinkPage,
     depth: u32,
@@ -181,6 +190,7 @@ impl LinkTx {
         let depth = geometry.depth();
         let link = Self {
             id,
+            subscriber: 0,
             connection,
             page,
             depth,
@@ -468,7 +478,8 @@ impl LinkTx {
         }
         // Half open, so that its end can be told: its socket closes with its last sample.
         self.connection.finish();
-        let holder: Arc<dyn Holder> = Arc::new(Parted { connection: self.connection, _seat: self._seat });
+        let (connection, subscriber, _seat) = (self.connection, self.subscriber, self._seat);
+        let holder: Arc<dyn Holder> = Arc::new(Parted { connection, subscriber, _seat });
         for flight in self.tickets.drain() {
             in_flight.abandon(flight, &holder);
         }

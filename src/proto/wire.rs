@@ -126,6 +126,9 @@ pub(crate) enum RefusedReason {
     /// It has as many links as it may have.
     #[error("it has as many subscribers as it may; raise max_subscribers there, or close some")]
     Full,
+    /// The subscriber still has much of what an earlier link of its gave it.
+    #[error("this subscriber keeps too many samples from before it was disconnected; drop them")]
+    Keeping,
 }
 
 /// What is wrong with a packet.
@@ -344,6 +347,7 @@ impl RefusedReason {
             Self::NotUnderstood => 3,
             Self::Stuck => 4,
             Self::Full => 5,
+            Self::Keeping => 6,
         }
     }
 
@@ -354,6 +358,7 @@ impl RefusedReason {
             3 => Ok(Self::NotUnderstood),
             4 => Ok(Self::Stuck),
             5 => Ok(Self::Full),
+            6 => Ok(Self::Keeping),
             _ => Err(WireError::BadValue { field: "reason", value: u64::from(code) }),
         }
     }
@@ -427,7 +432,7 @@ mod tests {
                     Frame::Welcome(Welcome { publisher, expect_seq, next_seq, depth, on_full })
                 }
             ),
-            (1u8..=5).prop_map(|code| Frame::Refused(RefusedReason::from_code(code).unwrap())),
+            (1u8..=6).prop_map(|code| Frame::Refused(RefusedReason::from_code(code).unwrap())),
             (any::<u64>(), 1u64.., 1u8..=2).prop_map(|(id, len, code)| {
                 Frame::Segment(Segment { id, len, backing: BackingWire::from_code(code).unwrap() })
             }),

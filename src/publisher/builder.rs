@@ -131,8 +131,9 @@ impl ShmPublisherBuilder {
     /// the memory that a loan has been waiting for. Default: never.
     ///
     /// It keeps the samples that it has, and its place among [`max_subscribers`](Self::max_subscribers), until it drops the last of
-    /// them. Their memory counts apart from the pool until then, and in the pool's cap where it is more than another cap: see
-    /// [`PoolStats::abandoned_bytes`](crate::PoolStats::abandoned_bytes).
+    /// them. Their memory counts apart from the pool until then: see [`PoolStats::abandoned_bytes`](crate::PoolStats::abandoned_bytes).
+    /// While evicted subscribers keep more than a quarter of the pool's cap none of these is connected again. What subscribers made anew
+    /// each time keep beyond another cap counts in the pool's, and then senders wait for memory.
     pub fn evict_after(mut self, time: Duration) -> Self {
         self.evict_after = Some(time);
         self

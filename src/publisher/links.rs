@@ -538,6 +538,7 @@ fn refuse(connection: &Connection, error: LinkError) -> LinkError {
         LinkError::Fault(Kind::Stranger { .. }) => RefusedReason::NotPermitted,
         LinkError::Fault(_) => RefusedReason::NotUnderstood,
         LinkError::Full => RefusedReason::Full,
+        LinkError::Keeping => RefusedReason::Keeping,
         LinkError::Page(_) | LinkError::Io(_) | LinkError::Ended => RefusedReason::OutOfResources,
     };
     let _ = connection.send(Frame::Refused(reason).encode(&mut [0; wire::FRAME_MAX]), &[]);
@@ -566,7 +567,7 @@ fn hello(
     fds: Vec<OwnedFd>,
 ) -> Result<Greeted, LinkError> {
     let frame = Frame::decode(bytes)?;
-    let Frame::Hello(Hello { depth, on_full, connected_at_ns, waited_ns, .. }) = frame else {
+    let Frame::Hello(Hello { subscriber, depth, on_full, connected_at_ns, waited_ns }) = frame else {
         return Err(Kind::OutOfTurn(frame.name()).into());
     };
     if !fds.is_empty() {
@@ -579,6 +580,9 @@ fn hello(
         Some(wish) if shared.config.on_full == OnFull::Wait => wish,
         _ => shared.config.on_full,
     };
+    if shared.pool.core().budget.is_kept_by(subscriber) {
+        return Err(LinkError::Keeping);
+    }
     let seat = shared.acceptor.seat(shared.config.max_subscribers)?;
     // It connected between `after` and now: any other time is that of another clock. Where that is ahead, it is owed what was sent since
     // it can have connected; where it is behind, it is owed no more than that.
@@ -586,8 +590,9 @@ fn hello(
     let connected_at = connected_at.saturating_sub(waited_ns);
     let id = shared.acceptor.next_id.fetch_add(1, Ordering::Relaxed);
     let dropped = Arc::clone(&shared.dropped);
-    let (seed, bell) =
+    let (mut seed, bell) =
         LinkTx::prepare(id, Arc::clone(connection), geometry, on_full, connected_at, dropped, seat)?;
+    seed.link.subscriber = subscriber;
     kill_point!("hello: link prepared");
     shared.leave_word(Control::Add(Box::new(seed)));
     Ok((id, bell))

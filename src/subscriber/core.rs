@@ -519,13 +519,15 @@ impl<W: Default> Core<W> {
                     // Who receives again is not stuck any more.
                     RefusedReason::Stuck => self.behind = true,
                     // What it lacked it may have later. It is told once.
-                    RefusedReason::OutOfResources | RefusedReason::Full => match self.put_off(publisher) {
-                        Ok(true) => {}
-                        Ok(false) => return None,
-                        Err(error) => {
-                            tracing::debug!(publisher = %Hex(publisher), error = %chain(&error), "it is tried again later");
+                    RefusedReason::OutOfResources | RefusedReason::Full | RefusedReason::Keeping => {
+                        match self.put_off(publisher) {
+                            Ok(true) => {}
+                            Ok(false) => return None,
+                            Err(error) => {
+                                tracing::debug!(publisher = %Hex(publisher), error = %chain(&error), "it is tried again later");
+                            }
                         }
-                    },
+                    }
                     RefusedReason::NotPermitted | RefusedReason::NotUnderstood => {
                         self.shunned.insert(publisher);
                     }

@@ -105,7 +105,8 @@ pub enum RecvError {
     },
     /// A publisher would not have this subscriber.
     ///
-    /// One that had too many subscribers, or no memory or descriptors for another, is tried again: after a twentieth of a second at
+    /// One that had too many subscribers, or no memory or descriptors for another, or whose evicted samples this subscriber still keeps, is
+    /// tried again: after a twentieth of a second at
     /// first and every two seconds at last, for as long as something is awaited. That it goes on refusing is not told again. What it
     /// sends meanwhile is missed, and not counted.
     #[error("publisher {publisher:032x} refused the connection: {reason}")]
