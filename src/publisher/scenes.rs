@@ -135,14 +135,19 @@ impl Scene {
         self.threads.push(thread::spawn(move || block_on(link.read_on(&progress))));
     }
 
-    /// Waits, without a call of the publisher's, until every subscriber has got all of `accepted`, and looks at what it got.
-    fn settle(&self, accepted: &[Vec<usize>]) {
-        let count: usize = accepted.iter().map(Vec::len).sum();
+    /// Waits, without a call of the publisher's, until what each subscriber has read is as it should be.
+    fn wait_until(&self, is_there: impl Fn(&[usize]) -> bool) {
         block_on(async {
-            while self.links.iter().any(|link| link.read.lock().len() < count) {
+            while !self.links.iter().all(|link| is_there(&link.read.lock())) {
                 self.progress.notified().await;
             }
         });
+    }
+
+    /// Waits, without a call of the publisher's, until every subscriber has got all of `accepted`, and looks at what it got.
+    fn settle(&self, accepted: &[Vec<usize>]) {
+        let count: usize = accepted.iter().map(Vec::len).sum();
+        self.wait_until(|read| read.len() >= count);
         for link in &self.links {
             let read = link.read.lock().clone();
             assert_eq!(read.len(), count, "no more than was accepted: {read:?} of {accepted:?}");
@@ -352,22 +357,28 @@ fn senders_beside_an_idle_sink() {
     scene.end();
 }
 
-/// A sink is preempted where it has joined and its message is not there yet; a sender joins behind it.
+/// A sink is preempted where it has joined and its message is not there yet; a sender joins behind it. Nobody flushes the sinks, but what was
+/// sent beside them is delivered.
 fn sinks_that_do_not_flush() {
-    let mut scene = Scene::new(Settings { queue: 4, pool: pool() });
-    scene.subscribe(2);
-    let mut actors = Vec::new();
-    for lens in [1..3, 3..5] {
+    let mut scene = Scene::new(Settings { queue: 16, pool: pool() });
+    scene.subscribe(4);
+    let sinks = [1..3, 3..5].map(|lens| {
         let mut sink = scene.publisher.clone();
-        actors.push(spawn(move || {
+        spawn(move || {
             let fed = feed(&mut sink, lens, false);
-            drop(sink);
-            fed
-        }));
-    }
+            (sink, fed)
+        })
+    });
     let publisher = scene.publisher.clone();
-    actors.push(spawn(move || send(&publisher, 5..8, &[Way::Task, Way::Thread])));
-    scene.settle(&joined(actors));
+    let sent = spawn(move || send(&publisher, 5..8, &[Way::Task, Way::Thread])).join().unwrap();
+    let fed = sinks.map(|sink| sink.join().unwrap());
+    scene.wait_until(|read| sent.iter().all(|len| read.contains(len)));
+    let mut accepted = vec![sent];
+    for (sink, fed) in fed {
+        drop(sink);
+        accepted.push(fed);
+    }
+    scene.settle(&accepted);
     scene.end();
 }
 

@@ -9,13 +9,14 @@ use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
+use futures::Sink;
+
 use super::shared::{Queued, Shared};
 use super::staged::Staged;
 use super::{SENDS, SendErrorKind, ShmPublisher, SinkError};
 use crate::buffer::Payload;
 use crate::line::{Joined, NoPlace};
 use crate::sync::Mutex;
-use futures::Sink;
 
 /// With so many messages (or half the queue) or so many bytes they are delivered, flush or not.
 const BATCH: usize = 64;
