@@ -250,6 +250,82 @@ fn small_and_large_takes_at_the_cap_go_on_and_the_small_size_does_not_grow() {
     });
 }
 
+/// Numbers without a pattern, the same each time.
+fn random(below: usize, state: &mut u64) -> usize {
+    *state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+    (*state >> 33) as usize % below
+}
+
+#[test]
+fn large_take_is_served_once_small_ones_held_have_been_replaced_though_all_segments_had_some() {
+    for (cap, len) in
+        [(MIB, 8), (MIB, 1_000), (4 * MIB, 100), (4 * MIB, 5_000), (64 * MIB, 1_000), (64 * MIB, 10_000)]
+    {
+        let (pool, mut state) = (pool(capped(cap).populate(false)), 1);
+        let mut all: Vec<_> = std::iter::from_fn(|| pool.try_take(len).ok()).collect();
+        let slots = all.len();
+        // One of sixteen, anywhere.
+        let mut held = std::collections::VecDeque::new();
+        while held.len() < slots / 16 {
+            held.push_back(all.swap_remove(random(all.len(), &mut state)));
+        }
+        drop(all);
+        let mut large = task::spawn(pool.take(cap / 2));
+        assert_pending!(large.poll());
+        let mut passed = 0_usize;
+        let served = loop {
+            // Later than others that take what has just come back.
+            if passed.is_multiple_of(7)
+                && large.is_woken()
+                && let std::task::Poll::Ready(served) = large.poll()
+            {
+                break served;
+            }
+            held.pop_front();
+            held.push_back(pool.try_take(len).expect("a small one goes on beside"));
+            passed += 1;
+            assert!(passed <= 2 * held.len() + 7, "{len} of {cap}: {passed} passed, {:?}", pool.stats());
+        };
+        assert!(served.is_ok());
+        drop((served, held));
+        // All can be had again without a lock.
+        drop(pool.try_take(len).unwrap());
+        assert_eq!(pool.stats().in_use(), 0);
+    }
+}
+
+#[test]
+fn takes_of_all_sizes_are_served_after_a_bounded_number_of_small_ones() {
+    for cap in [128 * KIB, 512 * KIB, 4 * MIB, 64 * MIB] {
+        let (pool, mut state) = (pool(capped(cap).populate(false)), 7);
+        let mut held: Vec<PooledSegment> = Vec::new();
+        for _ in 0..60 {
+            let mut large = task::spawn(pool.take(20 * KIB + random(cap / 4 - 20 * KIB + 1, &mut state)));
+            let mut passed = 0_usize;
+            let served = loop {
+                if passed.is_multiple_of(5)
+                    && let std::task::Poll::Ready(served) = large.poll()
+                {
+                    break served.unwrap();
+                }
+                // From 8 bytes to 16 KiB, as many of each magnitude; some are held for long.
+                let len = 8 << random(12, &mut state);
+                if held.len() >= 4 {
+                    drop(held.swap_remove(random(held.len(), &mut state)));
+                }
+                held.extend(pool.try_take(len));
+                passed += 1;
+                assert!(passed <= 500, "{cap}: {passed} passed, {:?}", pool.stats());
+            };
+            // For a while, so that the next one waits.
+            drop(large);
+            held.push(served);
+        }
+        drop(held);
+        assert_eq!((pool.stats().in_use(), pool.stats().waiters), (0, 0));
+    }
+}
+
 #[tokio::test]
 async fn take_dropped_while_its_segment_is_made_leaves_it_idle() {
     let pool = pool(capped(4 * MIB));

@@ -113,6 +113,13 @@ impl FairGate {
         self.waiting.load(Ordering::Relaxed) >= others
     }
 
+    /// Whether one waits that is not in the side lane. The same glance.
+    #[cfg(not(tokio_shm_loom))]
+    pub(crate) fn waits_in_main(&self) -> bool {
+        let waiting = self.waiting.load(Ordering::Relaxed) & !CLOSED;
+        waiting % BESIDE > waiting / BESIDE
+    }
+
     /// The turn of one who comes now for `lane` and does not join the line. The same glance.
     pub(crate) fn newcomers_turn(&self, lane: Lane) -> Option<Turn> {
         match self.is_taken(lane) {

@@ -3,11 +3,11 @@
 //! It never waits and runs on the caller's thread; who waits and how is [`ShmSegmentPool`](super::ShmSegmentPool)'s.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
 use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 use std::ops::RangeInclusive;
 use std::sync::{Arc, OnceLock, Weak};
 
+use super::packed::Packed;
 use super::{PoolStats, ShmPoolConfig, SizeStats, TakeError};
 use crate::budget::{Budget, Holder, Reservation};
 use crate::gate::{Lane, Turn};
@@ -181,6 +181,9 @@ struct Class {
     hot: HotPlaces<Slot>,
     /// All others. Of a large class both together have room for as many as are to be kept.
     idle: Option<Idle<Arc<Slot>>>,
+    /// Those of a small class that were idle while a large size was waited for, out of the way of takers without a lock. Changed under
+    /// [`PoolCore::sweep`], or else emptied.
+    packed: Packed,
     misses: AtomicU64,
     /// Takes of slots that are gone.
     past_takes: AtomicU64,
@@ -200,6 +203,7 @@ impl Class {
             class,
             hot,
             idle: (queued > 0).then(|| Idle::new(queued)),
+            packed: Packed::default(),
             misses: AtomicU64::new(0),
             past_takes: AtomicU64::new(0),
             slots: Mutex::new(Vec::new()),
@@ -219,7 +223,7 @@ impl Class {
 
     /// How many slots are idle.
     fn idle_len(&self) -> usize {
-        self.idle.as_ref().map_or(0, Idle::len) + self.hot.len()
+        self.idle.as_ref().map_or(0, Idle::len) + self.hot.len() + self.packed.len()
     }
 
     /// Knows of `made` from now on, and of those that are gone no more; how many slots there are then.
@@ -233,6 +237,13 @@ impl Class {
 
     /// Every idle slot.
     fn take_all(&self) -> Vec<Arc<Slot>> {
+        let mut all = self.take_queued();
+        all.extend(self.packed.take_all());
+        all
+    }
+
+    /// Every idle slot that can be taken without a lock.
+    fn take_queued(&self) -> Vec<Arc<Slot>> {
         let mut all = self.idle.as_ref().map_or_else(Vec::new, Idle::take_all);
         all.extend(std::iter::from_fn(|| self.hot.take_any()).take(self.hot.count()));
         all
@@ -367,7 +378,8 @@ impl PoolCore {
             return Found::Slot(slot);
         }
         if turn == Turn::Beside {
-            return Found::Nothing;
+            let _sweeping = self.sweep.lock();
+            return self.take_larger_small(class).map_or(Found::Nothing, Found::Slot);
         }
         let alternate = existing == 1 && self.alternates(class);
         if !alternate && let Some(slot) = self.take_idle(class) {
@@ -389,7 +401,7 @@ impl PoolCore {
             return Found::Room(reservation);
         }
         // One may have been put back while this looked at the other sizes, or another had it in hand for a sweep.
-        if let Some(slot) = self.take_idle(class) {
+        if let Some(slot) = self.take_swept(class) {
             return Found::Slot(slot);
         }
         // Of a small size a few slots will do, or a larger one.
@@ -402,12 +414,26 @@ impl PoolCore {
                     return Found::Room(reservation);
                 }
             }
-            let larger = ClassIndex::all().filter(|&larger| larger > class && class::is_small(larger));
-            if let Some(slot) = { larger }.find_map(|larger| self.take_idle(larger)) {
+            if let Some(slot) = self.take_larger_small(class) {
                 return Found::Slot(slot);
             }
         }
         Found::Nothing
+    }
+
+    /// An idle slot of a small class that is larger than this one. The caller holds `sweep`.
+    fn take_larger_small(&self, class: ClassIndex) -> Option<Arc<Slot>> {
+        let larger = ClassIndex::all().filter(|&larger| larger > class && class::is_small(larger));
+        { larger }.find_map(|larger| self.take_swept(larger))
+    }
+
+    /// An idle slot, also of those that lie apart. The caller holds `sweep`.
+    fn take_swept(&self, class: ClassIndex) -> Option<Arc<Slot>> {
+        self.take_idle(class).or_else(|| {
+            let slot = self.classes[class.index()].get()?.packed.take()?;
+            slot.count_take();
+            Some(slot)
+        })
     }
 
     /// An idle slot of a small class with `existing` ones, while none is in another's hands.
@@ -420,7 +446,11 @@ impl PoolCore {
             return None;
         }
         let _sweeping = self.sweep.lock();
-        self.take_idle(class)
+        if !self.budget.gate.waits_in_main() {
+            // The others are to be had without a lock again.
+            self.class(class).packed.take_all().into_iter().for_each(|slot| self.keep(slot));
+        }
+        self.take_swept(class)
     }
 
     /// An idle slot of a larger class than this large one, where the cap leaves no room for another: to make a segment of a MiB takes some
@@ -558,7 +588,21 @@ impl PoolCore {
         if self.budget.gate.is_closed() {
             self.drain();
         }
+        if self.budget.gate.waits_in_main() {
+            self.pack();
+        }
         self.budget.gate.wake();
+    }
+
+    /// Gives up the small segments that are wholly idle, and sets the other idle slots in order, for the large size that is waited for.
+    ///
+    /// By the one that gives back: until the first waiter looks another may have taken a slot of that segment.
+    fn pack(&self) {
+        // During a sweep it is left to the sweep. And it may be this thread's: what is freed wakes, and a waker may drop a slot.
+        let Some(_sweeping) = self.sweep.try_lock() else { return };
+        for class in ClassIndex::all().take_while(|&class| class::is_small(class)) {
+            self.give_up_idle(class);
+        }
     }
 
     /// Marks a slot that somebody out of reach may go on reading: it is never written again once it has come back. What its
@@ -677,22 +721,19 @@ impl PoolCore {
         stats
     }
 
-    /// Frees the wholly idle segments of one class. The caller holds `sweep`.
+    /// Frees the wholly idle segments of one class. Its other idle slots lie apart while a large size is waited for. The caller holds `sweep`.
     fn give_up_idle(&self, class: ClassIndex) {
         let Some(state) = self.classes[class.index()].get() else { return };
-        let idle = state.take_all();
-        let mut found: HashMap<u64, usize> = HashMap::new();
-        for slot in &idle {
-            *found.entry(slot.segment.id()).or_default() += 1;
-        }
-        let (free, kept): (Vec<_>, Vec<_>) =
-            idle.into_iter().partition(|slot| found[&slot.segment.id()] == slot.segment.slots());
-        if !free.is_empty() {
-            drop(free);
+        let whole = state.packed.put(state.take_queued());
+        if !whole.is_empty() {
+            drop(whole);
             state.know(&[]);
         }
-        for slot in kept {
-            self.keep(slot);
+        if !self.budget.gate.waits_in_main() {
+            state.packed.take_all().into_iter().for_each(|slot| self.keep(slot));
+        } else if self.budget.gate.is_closed() {
+            // SYNC POINT: closed, then drained.
+            self.drain();
         }
     }
 

@@ -6,6 +6,7 @@
 mod config;
 pub(crate) mod core;
 mod error;
+mod packed;
 mod pooled;
 mod stats;
 
