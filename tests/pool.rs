@@ -408,6 +408,39 @@ fn trim_frees_what_is_wholly_idle_and_nothing_else() {
     assert_eq!((stats.misses, stats.hits), (9, 9_992 + 127), "counts outlive segments");
 }
 
+#[tokio::test]
+async fn settings_at_their_largest_are_used_or_refused() {
+    let dir = Dir::new();
+    let largest = || ShmPoolConfig::new().max_idle_per_size(usize::MAX).max_bytes(u64::MAX).populate(false);
+    let refused = [
+        dir.publisher("t").queue(u32::MAX).bind().err(),
+        dir.publisher("t").history(usize::MAX).bind().err(),
+        dir.publisher("t").max_subscribers(u32::MAX).bind().err(),
+    ];
+    for error in refused {
+        assert!(matches!(error, Some(tokio_shm::BindError::OutOfBounds { .. })), "{error:?}");
+    }
+    assert!(dir.subscriber("t").depth(u32::MAX).connect().is_err());
+    let publisher = dir
+        .publisher("t")
+        .queue(1 << 20)
+        .history(1 << 16)
+        .max_subscribers(1 << 16)
+        .link_bytes(u64::MAX)
+        .evict_after(Duration::MAX)
+        .pool(largest())
+        .bind()
+        .unwrap();
+    let mut subscriber = dir.subscriber("t").depth(1 << 16).connect().unwrap();
+    within("send", publisher.send([7; 100])).await.unwrap();
+    assert_eq!(*within("recv", subscriber.recv()).await.unwrap(), [7; 100]);
+    // As many as there is room for below the cap.
+    let pool = pool(capped(MIB).max_idle_per_size(usize::MAX));
+    assert_eq!(pool.prewarm(100 * KIB, usize::MAX).unwrap(), 9);
+    assert!(pool.prewarm(8, usize::MAX).unwrap() > 0);
+    assert!(pool.stats().bytes <= MIB as u64);
+}
+
 #[test]
 fn prewarm_makes_slots_up_to_the_cap() {
     let pool = pool(capped(8 * MIB).max_idle_per_size(4));
