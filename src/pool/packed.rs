@@ -13,11 +13,13 @@ use super::core::Slot;
 use crate::sync::Mutex;
 use crate::sync::atomic::{AtomicUsize, Ordering};
 
+/// Idle slots by how many slots their segment has, the smallest first, which leaves most to others; then by its age.
+type Segments = BTreeMap<(usize, u64), Vec<Arc<Slot>>>;
+
 /// See the module.
 #[derive(Debug, Default)]
 pub(super) struct Packed {
-    /// By how many slots the segment has, the smallest first, which leaves most to others; then by its age.
-    segments: Mutex<BTreeMap<(usize, u64), Vec<Arc<Slot>>>>,
+    segments: Mutex<Segments>,
     /// How many slots there are, written under the lock: for statistics, and to pass by without the lock.
     len: AtomicUsize,
 }
