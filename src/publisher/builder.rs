@@ -140,7 +140,8 @@ impl ShmPublisherBuilder {
     }
 
     /// The runtime directory, in place of `$TOKIO_SHM_DIR`, `$XDG_RUNTIME_DIR/tokio-shm` or the one in the temporary
-    /// directory.
+    /// directory. Made with mode 0700 where it is missing and its parent is there; one that is there must be closed to others, unless they
+    /// are let in. In a test: `tempdir.path().join("shm")`.
     pub fn runtime_dir(mut self, path: impl Into<PathBuf>) -> Self {
         self.runtime_dir = Some(path.into());
         self

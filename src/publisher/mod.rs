@@ -62,6 +62,9 @@ use crate::sync::atomic::{AtomicU32, Ordering};
 /// the subscribers once. Without a flush they are delivered when half the [`queue`](ShmPublisherBuilder::queue) (64 messages
 /// at most) or 64 KiB have come together, or when something waits for them.
 ///
+/// With `SinkExt` in scope `send`, `flush` and `close` of a `&mut ShmPublisher` are those of `SinkExt`: dropped, its `send` may have sent all the
+/// same. Call them on the publisher itself or a `&ShmPublisher`, or as `ShmPublisher::send(publisher, x)`.
+///
 /// # Examples
 ///
 /// ```
@@ -321,6 +324,9 @@ impl ShmPublisher {
     }
 
     /// Waits until there are at least `n` subscribers, or the publisher is closed.
+    ///
+    /// A subscriber that was there before the publisher finds it while it receives, or waits for publishers. One that was killed counts until
+    /// its death is noticed, as a rule within a few milliseconds.
     ///
     /// # Cancel safety
     ///

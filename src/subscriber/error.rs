@@ -238,7 +238,7 @@ fn advice(all_held: bool) -> &'static str {
     if all_held {
         "this program holds all samples that its depth allows: drop some, or raise depth"
     } else {
-        "receive faster, raise depth, or choose OnFull::Wait"
+        "receive faster, raise depth, choose OnFull::Wait, or, for what came before the connection, history"
     }
 }
 

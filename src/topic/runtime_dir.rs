@@ -30,6 +30,8 @@ impl RuntimeDir {
     pub(crate) fn resolve(explicit: Option<&Path>, access: Access) -> Result<Self, RuntimeDirError> {
         let env = |name: &str| std::env::var_os(name);
         let temp = std::env::temp_dir();
+        // An empty TMPDIR, too.
+        let temp = if temp.is_absolute() { temp } else { PathBuf::from("/tmp") };
         let (chosen, by) = choose(explicit, env, &temp);
         // Absolute, as the process may change its directory.
         let path =
@@ -213,7 +215,8 @@ fn choose(
         (path.to_owned(), "runtime_dir")
     } else if let Some(path) = env("TOKIO_SHM_DIR") {
         (path, "TOKIO_SHM_DIR")
-    } else if let Some(path) = env(XDG) {
+    } else if let Some(path) = env(XDG).filter(|path| path.is_absolute()) {
+        // Its specification has a relative path ignored: programs in other working directories would not be met.
         (path.join("tokio-shm"), XDG)
     } else {
         (temp.join(format!("tokio-shm-{}", geteuid().as_raw())), "the temporary directory")
@@ -321,6 +324,8 @@ mod tests {
         let last = PathBuf::from(format!("/t/tokio-shm-{}", geteuid().as_raw()));
         assert_eq!(choose(None, &|_| Some("".into()), temp), last);
         assert_eq!(choose(None, &|_| None, temp), last);
+        let relative = |name: &str| (name == XDG).then(|| "run".into());
+        assert_eq!(choose(None, &relative, temp), last);
     }
 
     #[test]
