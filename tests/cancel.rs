@@ -10,14 +10,18 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use futures::{FutureExt, SinkExt, StreamExt};
-use support::{Dir, Random, spawn_bounded, until, within};
+use support::{Dir, Progress, Random, rounds, spawn_bounded, spawn_while_it_moves, until, within};
 use tokio::runtime::Builder;
 use tokio::task::{JoinSet, yield_now};
 use tokio_shm::{OnFull, PoolStats, ShmPoolConfig, ShmPublisher, ShmSubscriber, TryRecvError};
 use tokio_test::{assert_pending, assert_ready, assert_ready_ok, task};
 
 const TASKS: u32 = 8;
-const SENDS: u32 = 100_000 / TASKS;
+
+/// What each task of a storm tries to send.
+fn sends() -> u32 {
+    rounds(100_000 / TASKS)
+}
 
 #[derive(Clone, Copy)]
 enum Flavor {
@@ -26,15 +30,15 @@ enum Flavor {
 }
 
 /// Runs a storm on a runtime of its own.
-fn run<F: Future<Output = ()>>(flavor: Flavor, storm: impl FnOnce() -> F + Send + 'static) {
-    let body = move || {
+fn run<F: Future<Output = ()>>(flavor: Flavor, storm: impl FnOnce(Progress) -> F + Send + 'static) {
+    let body = move |progress| {
         let mut builder = match flavor {
             Flavor::CurrentThread => Builder::new_current_thread(),
             Flavor::MultiThread => Builder::new_multi_thread(),
         };
-        builder.worker_threads(2).enable_all().build().unwrap().block_on(storm());
+        builder.worker_threads(2).enable_all().build().unwrap().block_on(storm(progress));
     };
-    spawn_bounded("storm", body)();
+    spawn_while_it_moves("storm", body)();
 }
 
 /// How a storm's future is given up.
@@ -135,7 +139,8 @@ enum How {
     AtTheCap,
 }
 
-async fn send_storm(how: How, hurry: Hurry, sends: u32) {
+async fn send_storm(progress: Progress, how: How, hurry: Hurry) {
+    let sends = sends();
     let dir = Dir::new();
     let (queue, len, max_bytes) = match how {
         How::Bytes | How::Loans => (2, 64, 1 << 20),
@@ -149,11 +154,12 @@ async fn send_storm(how: How, hurry: Hurry, sends: u32) {
     let receiver = tokio::spawn(receive_slowly(subscriber));
     let mut senders = JoinSet::new();
     for task in 0..TASKS {
-        let publisher = publisher.clone();
+        let (publisher, progress) = (publisher.clone(), progress.clone());
         senders.spawn(async move {
             let mut random = Random::new(u64::from(task) + 1);
             let mut accepted = Vec::new();
             for number in 0..sends {
+                progress.step();
                 let bytes = message(task, number, len);
                 let sending = async {
                     match how {
@@ -194,47 +200,47 @@ async fn send_storm(how: How, hurry: Hurry, sends: u32) {
 
 #[test]
 fn storm_of_bytes_on_one_thread_is_received_exactly() {
-    run(Flavor::CurrentThread, || send_storm(How::Bytes, Hurry::Microseconds, SENDS));
+    run(Flavor::CurrentThread, |progress| send_storm(progress, How::Bytes, Hurry::Microseconds));
 }
 
 #[test]
 fn storm_of_bytes_on_many_threads_is_received_exactly() {
-    run(Flavor::MultiThread, || send_storm(How::Bytes, Hurry::Microseconds, SENDS));
+    run(Flavor::MultiThread, |progress| send_storm(progress, How::Bytes, Hurry::Microseconds));
 }
 
 #[test]
 fn storm_of_loans_on_one_thread_is_received_exactly() {
-    run(Flavor::CurrentThread, || send_storm(How::Loans, Hurry::Microseconds, SENDS));
+    run(Flavor::CurrentThread, |progress| send_storm(progress, How::Loans, Hurry::Microseconds));
 }
 
 #[test]
 fn storm_of_loans_on_many_threads_is_received_exactly() {
-    run(Flavor::MultiThread, || send_storm(How::Loans, Hurry::Microseconds, SENDS));
+    run(Flavor::MultiThread, |progress| send_storm(progress, How::Loans, Hurry::Microseconds));
 }
 
 #[test]
 fn storm_at_the_cap_on_one_thread_is_received_exactly() {
-    run(Flavor::CurrentThread, || send_storm(How::AtTheCap, Hurry::Microseconds, SENDS));
+    run(Flavor::CurrentThread, |progress| send_storm(progress, How::AtTheCap, Hurry::Microseconds));
 }
 
 #[test]
 fn storm_at_the_cap_on_many_threads_is_received_exactly() {
-    run(Flavor::MultiThread, || send_storm(How::AtTheCap, Hurry::Microseconds, SENDS));
+    run(Flavor::MultiThread, |progress| send_storm(progress, How::AtTheCap, Hurry::Microseconds));
 }
 
 #[test]
 fn storm_by_select_on_one_thread_is_received_exactly() {
-    run(Flavor::CurrentThread, || send_storm(How::Bytes, Hurry::Turns, SENDS));
+    run(Flavor::CurrentThread, |progress| send_storm(progress, How::Bytes, Hurry::Turns));
 }
 
 #[test]
 fn storm_by_select_on_many_threads_is_received_exactly() {
-    run(Flavor::MultiThread, || send_storm(How::Loans, Hurry::Turns, SENDS));
+    run(Flavor::MultiThread, |progress| send_storm(progress, How::Loans, Hurry::Turns));
 }
 
 #[test]
 fn storm_by_select_at_the_cap_is_received_exactly() {
-    run(Flavor::MultiThread, || send_storm(How::AtTheCap, Hurry::Turns, SENDS));
+    run(Flavor::MultiThread, |progress| send_storm(progress, How::AtTheCap, Hurry::Turns));
 }
 
 /// What a storm of sinks has been told: numbers accepted for sure, and numbers accepted perhaps.
@@ -244,7 +250,7 @@ struct Told {
     perhaps: Vec<u32>,
 }
 
-async fn sink_storm(max_bytes: u64) {
+async fn sink_storm(progress: Progress, max_bytes: u64) {
     const LEN: usize = 4096;
 
     let dir = Dir::new();
@@ -256,11 +262,12 @@ async fn sink_storm(max_bytes: u64) {
     let receiver = tokio::spawn(receive_slowly(subscriber));
     let mut senders = JoinSet::new();
     for task in 0..TASKS {
-        let mut sink = publisher.clone();
+        let (mut sink, progress) = (publisher.clone(), progress.clone());
         senders.spawn(async move {
             let mut random = Random::new(u64::from(task) + 1);
             let mut told = Told::default();
-            for number in 0..SENDS {
+            for number in 0..sends() {
+                progress.step();
                 let bytes = message(task, number, LEN);
                 if random.below(2) == 0 {
                     let fed = hasty(Hurry::Microseconds, &mut random, sink.feed(bytes)).await;
@@ -302,30 +309,29 @@ async fn sink_storm(max_bytes: u64) {
 
 #[test]
 fn storm_of_sinks_on_one_thread_is_exact_but_for_cancelled_flushes() {
-    run(Flavor::CurrentThread, || sink_storm(1 << 20));
+    run(Flavor::CurrentThread, |progress| sink_storm(progress, 1 << 20));
 }
 
 #[test]
 fn storm_of_sinks_on_many_threads_is_exact_but_for_cancelled_flushes() {
-    run(Flavor::MultiThread, || sink_storm(1 << 20));
+    run(Flavor::MultiThread, |progress| sink_storm(progress, 1 << 20));
 }
 
 /// Here messages wait in the heap.
 #[test]
 fn storm_of_sinks_at_the_cap_is_exact_but_for_cancelled_flushes() {
-    run(Flavor::MultiThread, || sink_storm(4 * 4096));
+    run(Flavor::MultiThread, |progress| sink_storm(progress, 4 * 4096));
 }
 
-async fn recv_storm(hurry: Hurry) {
-    const MESSAGES: u32 = 20_000;
-
+async fn recv_storm(progress: Progress, hurry: Hurry) {
+    let messages = rounds(20_000);
     let dir = Dir::new();
     let publisher = dir.publisher("t").queue(2).bind().unwrap();
     let mut subscriber = dir.subscriber("t").depth(4).end_with_last_publisher(true).connect().unwrap();
     publisher.wait_for_subscribers(1).await;
     let sender = tokio::spawn(async move {
         let mut random = Random::new(7);
-        for number in 0..MESSAGES {
+        for number in 0..messages {
             publisher.send(number.to_le_bytes()).await.unwrap();
             for _ in 0..random.below(8) {
                 yield_now().await;
@@ -339,39 +345,41 @@ async fn recv_storm(hurry: Hurry) {
             Some(Some(sample)) => {
                 assert_eq!(*sample.unwrap(), next.to_le_bytes());
                 next += 1;
+                progress.step();
             }
             Some(None) => break,
             None => cancelled += 1,
         }
     }
-    assert_eq!(next, MESSAGES);
+    assert_eq!(next, messages);
     assert!(cancelled > 0, "no storm at all");
     sender.await.unwrap();
 }
 
 #[test]
 fn storm_of_receives_on_one_thread_loses_nothing() {
-    run(Flavor::CurrentThread, || recv_storm(Hurry::Microseconds));
-    run(Flavor::CurrentThread, || recv_storm(Hurry::Turns));
+    run(Flavor::CurrentThread, |progress| recv_storm(progress, Hurry::Microseconds));
+    run(Flavor::CurrentThread, |progress| recv_storm(progress, Hurry::Turns));
 }
 
 #[test]
 fn storm_of_receives_on_many_threads_loses_nothing() {
-    run(Flavor::MultiThread, || recv_storm(Hurry::Microseconds));
-    run(Flavor::MultiThread, || recv_storm(Hurry::Turns));
+    run(Flavor::MultiThread, |progress| recv_storm(progress, Hurry::Microseconds));
+    run(Flavor::MultiThread, |progress| recv_storm(progress, Hurry::Turns));
 }
 
 /// Some of `lens` are so large that they are made on another thread, which then finishes for nobody.
-async fn loan_storm(max_bytes: u64, lens: &'static [usize], rounds: u32) {
+async fn loan_storm(progress: Progress, max_bytes: u64, lens: &'static [usize], rounds: u32) {
     let dir = Dir::new();
     let pool = ShmPoolConfig::new().max_bytes(max_bytes);
     let publisher = dir.publisher("t").pool(pool).bind().unwrap();
     let mut borrowers = JoinSet::new();
     for task in 0..TASKS {
-        let publisher = publisher.clone();
+        let (publisher, progress) = (publisher.clone(), progress.clone());
         borrowers.spawn(async move {
             let mut random = Random::new(u64::from(task) + 1);
             for _ in 0..rounds {
+                progress.step();
                 let len = lens[random.below(lens.len() as u64) as usize];
                 if let Some(loan) = hasty(Hurry::Microseconds, &mut random, publisher.loan(len)).await {
                     let _held = loan.unwrap();
@@ -394,13 +402,13 @@ async fn loan_storm(max_bytes: u64, lens: &'static [usize], rounds: u32) {
 
 #[test]
 fn storm_of_loans_taken_leaves_the_pool_full() {
-    run(Flavor::CurrentThread, || loan_storm(16 << 10, &[4096], SENDS / 4));
-    run(Flavor::MultiThread, || loan_storm(16 << 10, &[64, 4096, 8192], SENDS / 8));
+    run(Flavor::CurrentThread, |progress| loan_storm(progress, 16 << 10, &[4096], sends() / 4));
+    run(Flavor::MultiThread, |progress| loan_storm(progress, 16 << 10, &[64, 4096, 8192], sends() / 8));
 }
 
 #[test]
 fn storm_of_large_loans_leaves_the_pool_full() {
-    run(Flavor::MultiThread, || loan_storm(1 << 20, &[256 << 10, 512 << 10], 50));
+    run(Flavor::MultiThread, |progress| loan_storm(progress, 1 << 20, &[256 << 10, 512 << 10], rounds(50)));
 }
 
 /// A publisher and subscriber with every ticket and place taken, by messages 0 to 3.

@@ -14,6 +14,9 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::RecvTimeoutError;
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
@@ -90,6 +93,49 @@ pub(crate) fn spawn_bounded<T: Send + 'static>(
         Ok(value) => value,
         Err(error) => panic!("{what}: {error}"),
     }
+}
+
+/// Steps of a long test, counted: what is bounded is the time without any, so that a slow machine is not taken for a hang.
+#[derive(Clone, Default)]
+pub(crate) struct Progress(Arc<AtomicU64>);
+
+impl Progress {
+    pub(crate) fn step(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn steps(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// As [`spawn_bounded`], where `body` counts its steps, and each limit must see another one. The steps must come to an end by themselves.
+pub(crate) fn spawn_while_it_moves<T: Send + 'static>(
+    what: &'static str,
+    body: impl FnOnce(Progress) -> T + Send + 'static,
+) -> impl FnOnce() -> T {
+    let progress = Progress::default();
+    let (done, outcome) = std::sync::mpsc::channel();
+    let counted = progress.clone();
+    std::thread::spawn(move || done.send(body(counted)));
+    move || {
+        let mut before = 0;
+        loop {
+            match outcome.recv_timeout(LIMIT) {
+                Ok(value) => return value,
+                Err(RecvTimeoutError::Timeout) if progress.steps() > before => before = progress.steps(),
+                Err(error) => panic!("{what}: {error}, after {} steps", progress.steps()),
+            }
+            println!("{what}: {before} steps so far");
+        }
+    }
+}
+
+/// How often a long test does what it does: `count`, or the part of it that `TOKIO_SHM_TEST_PART` says (10: a tenth). Tools under which
+/// everything takes twenty times as long set it, see `.ci`.
+pub(crate) fn rounds(count: u32) -> u32 {
+    let part = std::env::var("TOKIO_SHM_TEST_PART").map_or(1, |part| part.parse().expect("a number"));
+    (count / part).max(1)
 }
 
 /// Whether `command` may be run here, and does not fail; says so if not.
