@@ -1,7 +1,9 @@
 /* What qemu-user 7.2 lacks, linked into aarch64's test binaries by .ci/aarch64 and into nothing else.
  *
  * preadv2 is not handed on to the kernel. A doorbell is rung by a read that must not wait (src/sys/bell.rs): no link could be tested without.
- * A process cannot start one for another processor: a test that runs its own binary again has it run by qemu here. */
+ * A process cannot start one for another processor: a test that runs its own binary again has it run by qemu here.
+ * recvmsg gives the kernel twice the room for control messages that the program has. Descriptors that fit only there are opened, and the program
+ * is told neither of them nor that there were more. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <elf.h>
@@ -10,6 +12,7 @@
 #include <poll.h>
 #include <spawn.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
@@ -25,6 +28,54 @@ ssize_t preadv64v2(int fd, const struct iovec *iov, int count, off64_t offset, i
         }
     }
     return offset == -1 ? readv(fd, iov, count) : preadv64(fd, iov, count, offset);
+}
+
+/* SCM_MAX_FD of the kernel. */
+enum { MOST_FDS = 253 };
+
+/* The kernel's rule: what does not fit is cut off, descriptors that do not fit are not open, and MSG_CTRUNC is set. */
+ssize_t recvmsg(int fd, struct msghdr *message, int flags) {
+    ssize_t (*real)(int, struct msghdr *, int) = dlsym(RTLD_NEXT, "recvmsg");
+    union {
+        struct cmsghdr first;
+        char bytes[CMSG_SPACE(MOST_FDS * sizeof(int)) + 256];
+    } all;
+    struct msghdr wide = *message;
+    if (message->msg_controllen) {
+        wide.msg_control = &all;
+        wide.msg_controllen = sizeof all;
+    }
+    ssize_t len = real(fd, &wide, flags);
+    if (len < 0)
+        return len;
+    char *to = message->msg_control;
+    size_t room = message->msg_controllen, used = 0;
+    message->msg_namelen = wide.msg_namelen;
+    message->msg_flags = wide.msg_flags;
+    for (struct cmsghdr *cmsg = room ? CMSG_FIRSTHDR(&wide) : NULL; cmsg; cmsg = CMSG_NXTHDR(&wide, cmsg)) {
+        size_t fits = cmsg->cmsg_len, left = room - used;
+        if (cmsg->cmsg_level == SOL_SOCKET && cmsg->cmsg_type == SCM_RIGHTS) {
+            size_t count = (cmsg->cmsg_len - CMSG_LEN(0)) / sizeof(int), most = left < CMSG_LEN(0) ? 0 : (left - CMSG_LEN(0)) / sizeof(int);
+            for (size_t i = most; i < count; i++) {
+                int extra;
+                memcpy(&extra, CMSG_DATA(cmsg) + i * sizeof extra, sizeof extra);
+                close(extra);
+            }
+            if (count > most)
+                fits = most ? CMSG_LEN(most * sizeof(int)) : 0;
+        } else if (fits > left) {
+            fits = left < CMSG_LEN(0) ? 0 : left;
+        }
+        if (fits < cmsg->cmsg_len)
+            message->msg_flags |= MSG_CTRUNC;
+        if (!fits)
+            continue;
+        memcpy(to + used, cmsg, fits);
+        memcpy(to + used, &fits, sizeof fits); /* cmsg_len */
+        used += CMSG_ALIGN(fits) < left ? CMSG_ALIGN(fits) : left;
+    }
+    message->msg_controllen = used;
+    return len;
 }
 
 static int is_aarch64(const char *file) {
