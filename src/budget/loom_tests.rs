@@ -9,7 +9,7 @@ use loom::future::block_on;
 use loom::thread;
 
 use super::{Budget, Reservation};
-use crate::gate::{Lane, Turn};
+use crate::gate::Lane;
 use crate::idle::Idle;
 use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::{Arc, Mutex};
@@ -191,11 +191,7 @@ fn loom_waiter_beside_the_first_gets_what_a_sweep_puts_back() {
         drop(pool.idle[0].try_put(slot));
         let first = pool.budget.gate.join(Lane::Main);
         let sweeper = run(&pool, |pool| pool.sweep(0));
-        let beside = |turn| {
-            assert_eq!(turn, Turn::Beside);
-            pool.find_beside(0)
-        };
-        drop(block_on(pool.budget.gate.wait_until(Lane::Side, || None, beside)));
+        drop(block_on(pool.budget.gate.wait_until(Lane::Side, || None, |_| pool.find_beside(0))));
         sweeper.join().unwrap();
         drop(first);
         assert_eq!(pool.budget.used(), 0);
