@@ -3,7 +3,8 @@
  * preadv2 is not handed on to the kernel. A doorbell is rung by a read that must not wait (src/sys/bell.rs): no link could be tested without.
  * A process cannot start one for another processor: a test that runs its own binary again has it run by qemu here.
  * recvmsg gives the kernel twice the room for control messages that the program has. Descriptors that fit only there are opened, and the program
- * is told neither of them nor that there were more. */
+ * is told neither of them nor that there were more.
+ * madvise answers 0 to any advice and does nothing: holes of which there is no memory to read would be taken for a message. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <elf.h>
@@ -12,6 +13,7 @@
 #include <poll.h>
 #include <spawn.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
 #include <unistd.h>
@@ -76,6 +78,33 @@ ssize_t recvmsg(int fd, struct msghdr *message, int flags) {
     }
     message->msg_controllen = used;
     return len;
+}
+
+/* Has the kernel read each page, which is an error of its where a read by the program would be SIGBUS. Returns what posix_madvise does. */
+static int populate_read(char *at, size_t len) {
+    enum { AT_ONCE = 1024 };
+    struct iovec bytes[AT_ONCE];
+    size_t page = sysconf(_SC_PAGESIZE), count = (len + page - 1) / page, done = 0;
+    int sink = memfd_create("populate", MFD_CLOEXEC), error = sink < 0 ? errno : 0;
+    while (done < count && !error) {
+        int some = 0;
+        for (; some < AT_ONCE && done + some < count; some++)
+            bytes[some] = (struct iovec){.iov_base = at + (done + some) * page, .iov_len = 1};
+        ssize_t read = pwritev(sink, bytes, some, 0);
+        if (read < 0)
+            error = errno;
+        else
+            done += read;
+    }
+    if (sink >= 0)
+        close(sink);
+    return error;
+}
+
+/* By which rustix gives all advice but MADV_DONTNEED. */
+int posix_madvise(void *at, size_t len, int advice) {
+    int (*real)(void *, size_t, int) = dlsym(RTLD_NEXT, "posix_madvise");
+    return advice == MADV_POPULATE_READ ? populate_read(at, len) : real(at, len, advice);
 }
 
 static int is_aarch64(const char *file) {
