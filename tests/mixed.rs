@@ -4,12 +4,13 @@
 mod support;
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::{JoinHandle, spawn};
 use std::time::{Duration, Instant};
 
 use futures::{FutureExt as _, StreamExt as _};
-use support::{Dir, LIMIT, Random, wait_until, within};
+use support::{Dir, LIMIT, Random, until, wait_until, within};
 use tokio::runtime::{Builder, Runtime};
 use tokio_shm::{
     BusyPoll, OnFull, RecvError, ShmPublisher, ShmPublisherBuilder, ShmSample, ShmSubscriber, TryRecvError,
@@ -28,8 +29,13 @@ fn runtime(random: &mut Random) -> Runtime {
     }
 }
 
-/// Sends some, once the subscriber is there, and ends in one of all ways.
-fn publish(builder: ShmPublisherBuilder, seed: u64, accepted: Accepted) -> JoinHandle<()> {
+/// Sends some, once the subscriber is there, or has been, and ends in one of all ways.
+fn publish(
+    builder: ShmPublisherBuilder,
+    seed: u64,
+    accepted: Accepted,
+    left: Arc<AtomicBool>,
+) -> JoinHandle<()> {
     spawn(move || {
         let mut random = Random::new(seed);
         let runtime = runtime(&mut random);
@@ -37,7 +43,12 @@ fn publish(builder: ShmPublisherBuilder, seed: u64, accepted: Accepted) -> JoinH
         let builder = builder.on_full(on_full).queue(1 + random.below(8) as u32);
         let publisher = builder.runtime(runtime.handle().clone()).bind().unwrap();
         let pool = publisher.pool().clone();
-        runtime.block_on(within("a subscriber", publisher.wait_for_subscribers(1)));
+        runtime.block_on(async {
+            tokio::select! {
+                () = publisher.wait_for_subscribers(1) => {}
+                () = until("a subscriber", || left.load(Ordering::Relaxed)) => {}
+            }
+        });
         let count = random.below(300);
         let mut sent = 0;
         for _ in 0..count {
@@ -62,7 +73,7 @@ fn publish(builder: ShmPublisherBuilder, seed: u64, accepted: Accepted) -> JoinH
         }
         // What it has accepted is delivered for as long as its runtime is driven.
         runtime.block_on(async {
-            support::until("all is back", || pool.stats().in_use() == 0).await;
+            until("all is back", || pool.stats().in_use() == 0).await;
         });
     })
 }
@@ -150,13 +161,13 @@ fn round(seed: u64) {
     let mut random = Random::new(seed);
     let dir = Dir::new();
     let runtime = runtime(&mut random);
-    let accepted = Accepted::default();
+    let (accepted, left) = (Accepted::default(), Arc::new(AtomicBool::new(false)));
     let busy = [BusyPoll::Off, BusyPoll::default(), BusyPoll::Always][random.below(3) as usize];
     let builder =
         dir.subscriber("t").depth(1 + random.below(12) as u32).busy_poll(busy).publisher_events(true);
     let mut subscriber = builder.connect().unwrap();
     let publishers: Vec<_> = (0..PUBLISHERS)
-        .map(|n| publish(dir.publisher("t"), 1_000 * seed + n, Arc::clone(&accepted)))
+        .map(|n| publish(dir.publisher("t"), 1_000 * seed + n, Arc::clone(&accepted), Arc::clone(&left)))
         .collect();
     // One in four is dropped in the middle, once all have begun to send.
     let leaves_after = if random.below(4) == 0 { random.below(300) } else { u64::MAX };
@@ -189,6 +200,7 @@ fn round(seed: u64) {
         drop(held);
         drop(subscriber);
     }
+    left.store(true, Ordering::Relaxed);
     for publisher in publishers {
         wait_until("a publisher ends", || publisher.is_finished());
         publisher.join().unwrap();
