@@ -40,7 +40,9 @@ async fn run() -> Result {
         match received {
             // `sample` is the publisher's own memory, read in place; dropping it gives it back.
             Ok(sample) => println!("{}", String::from_utf8_lossy(&sample)),
-            Err(RecvError::Lagged { missed, .. }) => println!("… we were too slow: {missed} messages missed"),
+            Err(RecvError::Lagged { missed, .. }) => {
+                println!("… {missed} messages missed: we were too slow, or came later")
+            }
             Err(RecvError::PublisherClosed { .. }) => println!("… a publisher has left; waiting for another"),
             Err(RecvError::PublisherLost { .. }) => println!("… a publisher was killed; waiting for another"),
             // Nothing will ever come any more.
