@@ -5,9 +5,9 @@ mod support;
 use std::time::{Duration, Instant};
 
 use futures::{StreamExt as _, TryStreamExt as _};
-use support::{Dir, LIMIT, wait_until, within};
+use support::{Dir, LIMIT, take_next, within};
 use tokio::runtime::{Builder, Runtime};
-use tokio_shm::{BusyPoll, RecvError, ShmPoolConfig, ShmPublisher, ShmSample, ShmSubscriber, TryRecvError};
+use tokio_shm::{BusyPoll, RecvError, ShmPoolConfig, ShmPublisher, ShmSample, ShmSubscriber};
 use tokio_test::{assert_pending, task};
 
 const MIB: usize = 1 << 20;
@@ -116,20 +116,6 @@ impl Held {
     }
 }
 
-fn try_until_something(subscriber: &mut ShmSubscriber) -> Result<ShmSample, RecvError> {
-    let mut item = None;
-    wait_until("something", || {
-        item = match subscriber.try_recv() {
-            Err(TryRecvError::Empty) => None,
-            Err(TryRecvError::Recv(error)) => Some(Err(error)),
-            Err(other) => panic!("{other}"),
-            Ok(sample) => Some(Ok(sample)),
-        };
-        item.is_some()
-    });
-    item.unwrap()
-}
-
 #[test]
 fn wait_in_vain_is_told_by_every_way_of_receiving() {
     for busy_poll in [BusyPoll::default(), BusyPoll::Off, BusyPoll::Always] {
@@ -142,7 +128,7 @@ fn wait_in_vain_is_told_by_every_way_of_receiving() {
         let mut held = Held::new(busy_poll);
         held.check(|_, subscriber| subscriber.blocking_recv_timeout(LIMIT));
     }
-    Held::new(BusyPoll::default()).check(|_, subscriber| try_until_something(subscriber));
+    Held::new(BusyPoll::default()).check(|_, subscriber| take_next(subscriber));
 }
 
 #[test]
@@ -211,7 +197,7 @@ async fn wait_for_bytes_that_the_program_holds_itself_is_told() {
         held.push(within("recv", subscriber.recv()).await.unwrap());
         drop(within("recv", other.recv()).await.unwrap());
     }
-    // One that nobody is kept waiting by is not told, nor one that only waits with the others.
+    // One that keeps no sender waiting is not told, nor one that only waits with the others.
     let waited = tokio::time::timeout(Duration::from_millis(1_500), subscriber.recv()).await;
     assert!(waited.is_err(), "{waited:?}");
     publisher.send(publisher.loan(MIB).await.unwrap()).await.unwrap();

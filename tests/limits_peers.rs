@@ -164,7 +164,7 @@ async fn limit_clock_that_differs_makes_nobody_hang_nor_lose_unseen() {
     dir.assert_empties();
 }
 
-/// A clock that is behind, by half of what ours has run, makes nobody count what was sent long before it connected.
+/// A clock that is behind, by half of what ours has run, makes no subscriber count what was sent long before it connected.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn limit_clock_that_is_behind_counts_nothing_of_before_the_connection() {
     let uptime = std::fs::read_to_string("/proc/uptime").unwrap();

@@ -9,27 +9,12 @@ use std::time::Duration;
 
 use futures::StreamExt as _;
 use futures::stream::FusedStream as _;
-use support::{Dir, Peer, Role, until, wait_until, within};
-use tokio_shm::{BusyPoll, OnFull, RecvError, ShmPoolConfig, ShmSample, ShmSubscriber, TryRecvError};
+use support::{Dir, Peer, Role, take_next, until, wait_until, within};
+use tokio_shm::{BusyPoll, OnFull, RecvError, ShmPoolConfig, TryRecvError};
 use tokio_test::{assert_ready, task};
 
 fn text(error: &RecvError) -> String {
     error.to_string()
-}
-
-/// Takes what is there now, without a runtime.
-fn take_next(subscriber: &mut ShmSubscriber) -> Result<ShmSample, RecvError> {
-    let mut next = None;
-    wait_until("something comes", || {
-        next = match subscriber.try_recv() {
-            Err(TryRecvError::Empty) => None,
-            Err(TryRecvError::Recv(error)) => Some(Err(error)),
-            Err(other) => panic!("{other}"),
-            Ok(sample) => Some(Ok(sample)),
-        };
-        next.is_some()
-    });
-    next.unwrap()
 }
 
 #[test]

@@ -96,7 +96,7 @@ enum Greeting {
 }
 
 impl Greeting {
-    /// What has come of it by now. Nothing more does: whoever reads the greeting later is told that the task is gone.
+    /// What has come of it by now. Nothing more does: a later reader of the greeting is told that the task is gone.
     fn close(&mut self) -> Option<Result<Greeted, LinkError>> {
         match self {
             Self::Done((link, bell)) => Some(Ok((*link, Arc::clone(bell)))),

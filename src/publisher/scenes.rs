@@ -357,7 +357,7 @@ fn senders_beside_an_idle_sink() {
     scene.end();
 }
 
-/// A sink is preempted where it has joined and its message is not there yet; a sender joins behind it. Nobody flushes the sinks, but what was
+/// A sink is preempted where it has joined and its message is not there yet; a sender joins behind it. The sinks are not flushed, but what was
 /// sent beside them is delivered.
 fn sinks_that_do_not_flush() {
     let mut scene = Scene::new(Settings { queue: 16, pool: pool() });
@@ -395,7 +395,7 @@ fn sends_given_up() {
     scene.end();
 }
 
-/// Flushes beside sends and sinks that nobody flushes all return.
+/// Flushes all return, beside sends and sinks that are not flushed.
 fn flushes_beside_feeds() {
     let mut scene = Scene::new(Settings { queue: 8, pool: pool() });
     scene.subscribe(1);

@@ -1,4 +1,4 @@
-//! When to try publishers again that had no room for a subscriber: of that it comes free nobody tells.
+//! When to try publishers again that had no room for a subscriber: no event tells when it comes free.
 //!
 //! It neither waits nor connects.
 

@@ -20,7 +20,10 @@ use std::sync::mpsc::RecvTimeoutError;
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
-use tokio_shm::{ShmPublisher, ShmPublisherBuilder, ShmSubscriber, ShmSubscriberBuilder};
+use tokio_shm::{
+    RecvError, ShmPublisher, ShmPublisherBuilder, ShmSample, ShmSubscriber, ShmSubscriberBuilder,
+    TryRecvError,
+};
 
 /// No wait in any test is longer.
 pub(crate) const LIMIT: Duration = Duration::from_secs(180);
@@ -69,6 +72,21 @@ pub(crate) fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
         assert!(Instant::now() < deadline, "{what}: not within {LIMIT:?}");
         std::thread::yield_now();
     }
+}
+
+/// The next thing that comes, by `try_recv`: without a runtime.
+pub(crate) fn take_next(subscriber: &mut ShmSubscriber) -> Result<ShmSample, RecvError> {
+    let mut next = None;
+    wait_until("something comes", || {
+        next = match subscriber.try_recv() {
+            Err(TryRecvError::Empty) => None,
+            Err(TryRecvError::Recv(error)) => Some(Err(error)),
+            Err(other) => panic!("{other}"),
+            Ok(sample) => Some(Ok(sample)),
+        };
+        next.is_some()
+    });
+    next.unwrap()
 }
 
 /// The same, letting other tasks of this runtime run.

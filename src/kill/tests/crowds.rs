@@ -61,7 +61,7 @@ fn child_crowds_killed() {
             "naps" => with_others_in_line(on_full, victim, dir.path()),
             _ => crowd(case, on_full, victim, tally, dir.path()),
         }?;
-        // Nobody is left to remove anything.
+        // No process is left to remove anything.
         drop(subscriber_in(dir.path()).connect().map_err(|error| error.to_string())?);
         at_once("descriptors and mappings are what they were", || footprint() == before)
             .map_err(|fault| format!("{fault}: {before:?}, {:?}", footprint()))?;

@@ -34,7 +34,7 @@ const APART: u32 = 4;
 /// Of so many victims one is another user.
 const OTHERS: u32 = 3;
 
-/// The other user, and the group that is let in: numbers that nobody else has.
+/// The other user, and the group that is let in: numbers of no other process.
 pub(super) const USER: u32 = 64_001;
 pub(super) const GROUP: u32 = 64_242;
 
